@@ -1,0 +1,34 @@
+# The command index. Every target sets up what it needs; a second call is instant.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: help demo test lint bench clean-venv
+
+help:            ## this list
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: *.*## */: /' | column -t -s ':'
+
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo 'Python 3.10 or newer is needed; name one: make PYTHON=python3.12 ...'; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { echo 'python -m venv failed; on Debian and Ubuntu: apt install python3-venv'; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: $(STAMP)   ## LGL on the built-in synthetic corpus, with a report: minutes on two cores
+	$(BIN)/python papers/lgl/main.py --demo
+
+test: $(STAMP)   ## every test
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)   ## ruff, format check, mypy on shared/
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## every benchmark of benchmarks/, as tables
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -1,0 +1,277 @@
+"""The corpora of LGL, and what one training sample is in each stage (design: workers only read)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from shared import ddp
+from shared.augmentations.reverb import power_db_gain, unit_energy
+from shared.datasets import demo, voxceleb
+from shared.datasets.items import DataError, Sample, Utterances, write_text
+from shared.datasets.loading import train_loader, whole_files, with_substitute
+from shared.datasets.musan import Musan
+from shared.datasets.reading import AudioReader, durations
+from shared.datasets.rirs import Rirs
+from shared.datasets.samplers import ShuffledBatches, sample_rng
+
+CATEGORIES = ('noise', 'speech', 'music')
+VALID_TRIALS = 20000  # drawn of each kind when there is no validation list
+
+
+class ContrastiveSet:
+    """Stage I: two crops of an utterance that do not overlap, in three views.
+
+    Views are (crop 0, profile 0), (crop 1, profile 0), (crop 1, profile 1); a profile is a room, a
+    noise file, an SNR. Each profile has a room only (p < 0.25), noise only (p < 0.5) or both.
+    """
+
+    def __init__(self, utterances, musan, rirs, args):
+        self.utterances, self.musan, self.rirs = utterances, musan, rirs
+        self.reader = AudioReader()
+        self.crop, self.seed = args['contrastive_crop'], args['rand_seed']
+        self.gain = args['rir_gain']
+        self.snr = {name: args[f'snr_{name}'] for name in CATEGORIES}
+
+    def __len__(self):
+        return len(self.utterances)
+
+    def __getitem__(self, key):
+        epoch, index = key
+        return with_substitute(lambda i: self.sample(epoch, i), index, len(self))
+
+    def sample(self, epoch, index):
+        """One utterance, a function of (seed, epoch, index) alone."""
+        rng = sample_rng(self.seed, epoch, index)
+        with self.reader.open(self.utterances.path(index)) as audio:
+            starts = self.two_starts(audio.length, rng)
+            crops = [audio.read(start, self.crop) for start in rng.permutation(starts)]
+        sample = Sample(np.stack([crops[0], crops[1], crops[1]]), label=-1, index=index)
+        for views in ((0, 1), (2,)):
+            self.add_profile(sample, views, rng)
+        sample.converted = self.reader.take_converted()
+        return sample
+
+    def two_starts(self, length, rng):
+        """Crops with a gap of at least one sample; short files are wrapped around to fit."""
+        slack = max(length - 2 * self.crop, 2)
+        first, second = np.sort(rng.choice(slack, size=2, replace=False))
+        return [int(first), int(second) + self.crop]
+
+    def add_profile(self, sample, views, rng):
+        gain, category = rng.uniform(*self.gain), rng.choice(CATEGORIES)
+        snr, p = rng.uniform(*self.snr[category]), rng.random()
+        file = rng.integers(len(self.musan.files[category]))
+        if p < 0.25 or p >= 0.5:
+            rir = power_db_gain(self.rirs.draw(rng), gain)
+            sample.rirs += [(view, rir) for view in views]
+        if p >= 0.25:  # the file is shared, its crop is drawn for each view
+            for view in views:
+                noise = self.musan.crop(category, self.crop, rng, file=file)
+                sample.noises.append((view, noise, snr))
+
+
+class LabelledCrops:
+    """Stage II: one crop and its pseudo-label; room and noise are drawn independently."""
+
+    def __init__(self, utterances, labels, musan, rirs, args):
+        self.utterances, self.labels = utterances, labels
+        self.musan, self.rirs = musan, rirs
+        self.reader = AudioReader()
+        self.crop, self.seed = args['crop_size'], args['rand_seed'] + 1
+        self.reverb_prob, self.noise_prob = args['reverb_prob'], args['noise_prob']
+        self.babble = args['babble']
+        self.snr = {name: args[f'snr_{name}'] for name in CATEGORIES}
+
+    def __len__(self):
+        return len(self.utterances)
+
+    def __getitem__(self, key):
+        epoch, index = key
+        return with_substitute(lambda i: self.sample(epoch, i), index, len(self))
+
+    def sample(self, epoch, index):
+        """One utterance, a function of (seed, epoch, index) alone."""
+        rng = sample_rng(self.seed, epoch, index)
+        with self.reader.open(self.utterances.path(index)) as audio:
+            start = int(rng.integers(max(audio.length - self.crop, 0) + 1))
+            wave = audio.read(start, self.crop)
+        sample = Sample(wave[None], label=int(self.labels[index]), index=index)
+        if rng.random() < self.reverb_prob:
+            sample.rirs.append((0, unit_energy(self.rirs.draw(rng))))
+        if rng.random() < self.noise_prob:
+            self.add_noise(sample, rng)
+        sample.converted = self.reader.take_converted()
+        return sample
+
+    def add_noise(self, sample, rng):
+        category = rng.choice(CATEGORIES)
+        files = len(self.musan.files[category])
+        count = int(rng.integers(self.babble[0], self.babble[1] + 1)) if category == 'speech' else 1
+        for file in rng.choice(files, size=min(count, files), replace=False):
+            noise = self.musan.crop(category, self.crop, rng, file=file)
+            sample.noises.append((0, noise, rng.uniform(*self.snr[category])))
+
+
+class Corpus:
+    """Every list and folder of the recipe, checked on construction.
+
+    Attributes: `train` (Utterances with seconds), `valid` and `tests` (TrialList), `musan`, `rirs`.
+    """
+
+    def __init__(self, args):
+        if args['demo'] and ddp.is_main():
+            demo.make(args['path_demo'])
+        ddp.barrier()
+        if args['demo']:
+            point_at_demo(args)
+        self.args = args
+        self.folder = Path(args['path_log']) / 'lists'
+        self.musan = Musan(args['path_musan'], AudioReader())
+        self.rirs = Rirs(args['path_rir'], AudioReader())
+        self.tests = [
+            TrialList(voxceleb.read_trials(path, args['path_test']), args['path_test'], args)
+            for path in args['trials_test']
+        ]
+        self.valid = self.tests[0] if args['selection'] == 'test' else self.validation_list()
+        self.train = self.training_list()
+
+    def training_list(self):
+        """The train list with durations; kept in the run folder, so that it is made once."""
+        root, kept = self.args['path_train'], self.folder / 'train.txt'
+        if kept.exists():
+            return voxceleb.read_list(kept, root, check_files=False)
+        given = self.args['list_train']
+        train = voxceleb.read_list(given, root) if given else voxceleb.read_folder(root)
+        if train.seconds is None:
+            seconds = durations(train.all_paths(), AudioReader(), self.args['num_workers'])
+            train = Utterances(train.root, train.paths, train.speakers, train.speaker_ids, seconds)
+        ddp.barrier()
+        if ddp.is_main():
+            train.write(kept)
+        ddp.barrier()
+        return train
+
+    def validation_list(self):
+        root, given = self.args['path_valid'], self.args['trials_valid']
+        kept = self.folder / 'valid_trials.txt'
+        if given is None and not kept.exists():
+            drawn = voxceleb.draw_trials(
+                voxceleb.read_folder(root), VALID_TRIALS, VALID_TRIALS, self.args['rand_seed']
+            )
+            ddp.barrier()
+            if ddp.is_main():
+                voxceleb.write_trials(drawn, kept)
+            ddp.barrier()
+        return TrialList(voxceleb.read_trials(given or kept, root), root, self.args)
+
+    def contrastive_loader(self):
+        """Stage I: (B, 3, L) waves."""
+        data = ContrastiveSet(self.train, self.musan, self.rirs, self.args)
+        return self._loader(data, self.args['contrastive_batch'])
+
+    def labelled_loader(self, labels):
+        """Stage II: (B, 1, L) waves with pseudo-labels; -1 marks files left out."""
+        kept = np.flatnonzero(labels >= 0)
+        data = LabelledCrops(
+            self.train.select(kept), labels[kept], self.musan, self.rirs, self.args
+        )
+        return self._loader(data, self.args['batch_size'])
+
+    def clustering_loader(self):
+        """Every training file once, clean, in batches of about 1600 s (spec 2.6)."""
+        return whole_files(
+            self.train.all_paths(),
+            self.train.seconds,
+            AudioReader(),
+            budget_seconds=1600
+            if self.args['cluster_audio'] == 'shortest'
+            else self.args['eval_seconds'],
+            workers=self.args['num_workers'],
+            rank=ddp.rank(),
+            world_size=ddp.world_size(),
+            truncate=self.args['cluster_audio'] == 'shortest',
+            on_error='skip',
+        )
+
+    def _loader(self, data, batch_size):
+        sampler = ShuffledBatches(
+            len(data), batch_size, self.args['rand_seed'], ddp.rank(), ddp.world_size()
+        )
+        return train_loader(data, sampler, self.args['num_workers'])
+
+
+class TrialList:
+    """Trials and the loader of their files."""
+
+    def __init__(self, trials, root, args):
+        self.trials = trials
+        self.paths = [Path(root) / file for file in trials.files]
+        self.args = args
+        self.seconds = None
+
+    def loader(self):
+        """Whole files, sorted by length, sharded over the ranks."""
+        if self.seconds is None:
+            self.seconds = durations(self.paths, AudioReader(), self.args['num_workers'])
+        return whole_files(
+            self.paths,
+            self.seconds,
+            AudioReader(),
+            budget_seconds=self.args['eval_seconds'],
+            workers=self.args['num_workers'],
+            rank=ddp.rank(),
+            world_size=ddp.world_size(),
+        )
+
+
+def point_at_demo(args):
+    """Replaces the paths by those of the built-in corpus."""
+    corpus = demo.make(args['path_demo'])
+    args.update(
+        path_train=str(corpus.train),
+        list_train=str(corpus.train_list),
+        path_test=str(corpus.vox1),
+        trials_test=(str(corpus.trials['O']),),
+        path_valid=str(corpus.vox1),
+        trials_valid=str(corpus.trials['valid']),
+        path_musan=str(corpus.musan),
+        path_rir=str(corpus.rirs),
+    )
+
+
+def write_labels(path, utterances, labels, quality):
+    """Lines `path label`, whole or not at all; the quality first, so that labels mean both."""
+    write_text(path.with_suffix('.json'), json.dumps(quality))
+    lines = [f'{utterances.name(i)} {label}' for i, label in enumerate(labels)]
+    write_text(path, '\n'.join(lines) + '\n')
+
+
+def read_labels(path, utterances):
+    """Labels in the order of the utterances, -1 for a file left out, and their quality."""
+    with open(path) as file:
+        table = dict(line.split() for line in file)
+    names = [utterances.name(i) for i in range(len(utterances))]
+    unknown = [name for name in names if name not in table]
+    if unknown:
+        raise DataError(
+            f'{path}: no label for {unknown[0]} and {len(unknown) - 1} more: it belongs to another '
+            'train list; change `name`'
+        )
+    labels = np.array([int(table[name]) for name in names], dtype=np.int64)
+    return labels, json.loads(path.with_suffix('.json').read_text())
+
+
+def check_paths(args):
+    """Every missing path at once, before anything is built."""
+    if args['demo']:
+        return
+    names = ['path_train', 'list_train', 'path_test', 'path_musan', 'path_rir', 'published']
+    names += ['path_valid', 'trials_valid'] if args['selection'] == 'valid' else []
+    wanted = [(name, args[name]) for name in names if args[name] is not None]
+    wanted += [('trials_test', path) for path in args['trials_test']]
+    missing = [f'{name} {path}' for name, path in wanted if not Path(path).exists()]
+    if missing:
+        raise SystemExit(
+            f'error: not found: {"; ".join(missing)}. Edit arguments.py, or try `--demo` first'
+        )

@@ -1,0 +1,203 @@
+"""Self-supervised speaker recognition with loss-gated learning (Tao et al., ICASSP 2022).
+
+https://arxiv.org/abs/2110.03869. Stage I learns an encoder by contrast. Stage II clusters its
+embeddings, trains a classifier on the cluster labels until it stops improving ("T"), then goes on
+with the samples whose loss is below a gate ("L"): these carry the reliable labels. The improved
+encoder makes the next labels, five times.
+
+    python main.py                          every visible GPU, or the CPU
+    torchrun --nproc_per_node 4 main.py     the same under torchrun
+    python main.py --demo                   minutes on two cores, on a built-in synthetic corpus
+    python main.py --eval --published FILE  score a checkpoint of the authors' code
+
+Killed anywhere, the same command continues there.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import train
+from arguments import get_args
+from data import Corpus, check_paths, read_labels, write_labels
+from evaluation import evaluate, score
+from framework import Adversary, Contrastive, GatedClassification
+from losses import NO_GATE, phase_over
+from models import AugmentationDiscriminator, encoder_of, weights_of
+from shared import ddp, log
+from shared.checkpoint import load_weights, once, read, write
+from shared.datasets.loading import SkippedFiles
+from shared.errors import UserError
+from shared.loop import Loop
+from shared.losses.aam_softmax import AamSoftmax
+from shared.losses.contrastive import ContrastiveLoss
+from shared.seed import set_seed
+
+
+def run(rank, args, experiment_args):
+    set_seed(args['rand_seed'], args['deterministic'])
+    folder = Path(args['path_log'])
+
+    # logger
+    log.check_same_run(folder, experiment_args, ignore=('contrastive_epoch', 'iterations'))
+    builder = log.LoggerList.Builder(
+        args['name'], args['project'], args['tags'], args['description'], args['path_scripts'], args
+    )
+    builder.use_local_logger(args['path_log'])
+    # builder.use_tensorboard_logger()
+    # builder.use_wandb_logger(args['wandb_entity'], args['wandb_group'])
+    # builder.use_neptune_logger(args['neptune_user'])
+    logger = builder.build()
+    logger.log_arguments(experiment_args)
+
+    # data
+    corpus = Corpus(args)
+
+    if args['eval']:
+        weights = weights_of(args['published'] or folder / 'encoder.pt')
+        evaluate(encoder_of(args, weights), corpus, folder / 'evaluation', [], args)
+        return
+
+    # Stage I: contrastive learning, next to the encoder as initialised
+    untrained = partial(score, 'untrained', encoder_of(args), corpus, args)
+    table = [once(folder / 'untrained.json', untrained)]
+    stage_one = best = args['published'] or contrastive(corpus, logger, table, args)
+    if args['phase'] == 'contrastive':
+        return
+
+    # Stage II: cluster, train ("T"), train with the loss gate ("L")
+    for iteration in range(1, args['iterations'] + 1):
+        labels, quality, new = pseudo_labels(iteration, best, corpus, logger, args)
+        if new and args['phase'] == 'cluster':
+            return
+        start = stage_one if args['restart'] == 'contrastive' else best
+        best = classify(iteration, NO_GATE, labels, start, corpus, logger, table, args)
+        if args['lgl']:
+            gate = args['gates'][iteration - 1]
+            best = classify(iteration, gate, labels, best, corpus, logger, table, args)
+        table[-1].update(quality)
+
+    # results
+    encoder = encoder_of(args, weights_of(best), args['width_last'])
+    if ddp.is_main():
+        write(encoder.network.state_dict(), folder / 'encoder.pt')
+    evaluate(encoder, corpus, folder, table, args)
+    logger.finish()
+
+
+def contrastive(corpus, logger, table, args):
+    """Stage I; returns the file with its best weights."""
+    framework = Contrastive(encoder_of(args), ContrastiveLoss())
+    adversary = Adversary(AugmentationDiscriminator(args['embed_size']))
+    parallel = framework.distribute(args['device'], args['sync_bn'])
+    critic = adversary.distribute(args['device'], args['sync_bn'])
+    optimizer = torch.optim.Adam(framework.learnable(), lr=args['contrastive_lr'])
+    critic_optimizer = torch.optim.Adam(adversary.learnable(), lr=args['contrastive_lr'])
+    loop = loop_of(
+        'contrastive',
+        corpus.contrastive_loader(),
+        args,
+        framework=framework,
+        adversary=adversary,
+        optimizer=optimizer,
+        critic_optimizer=critic_optimizer,
+    )
+    if args['phase'] in ('cluster', 'classify') and not loop.finished:
+        raise UserError(f'{loop.folder}: Stage I is not finished; run --phase contrastive first')
+
+    for epoch in loop.epochs(args['contrastive_epoch']):
+        metrics = train.contrastive_epoch(
+            epoch, loop, parallel, critic, optimizer, critic_optimizer, args
+        )
+        end_epoch(metrics, 'contrastive', epoch, loop, framework.encoder, corpus, logger, args)
+    return finish('contrastive', loop, framework.encoder, corpus, table, args)
+
+
+def pseudo_labels(iteration, best, corpus, logger, args):
+    """Cluster ids of the training set, their quality, and whether they were made just now."""
+    path = Path(args['path_log']) / 'labels' / f'{iteration}.txt'
+    new = ddp.broadcast_object(not path.exists())
+    if new:
+        encoder = encoder_of(args, weights_of(best))
+        labels, quality = train.cluster(encoder, corpus, args)
+        logger.log_metrics({f'cluster/{name}': x for name, x in quality.items()}, iteration)
+        if ddp.is_main():
+            write_labels(path, corpus.train, labels, quality)
+        ddp.barrier()
+    return *read_labels(path, corpus.train), new
+
+
+def classify(iteration, gate, labels, start, corpus, logger, table, args):
+    """A phase of Stage II, "T" or, with a gate, "L"; returns the file with its best weights.
+
+    "T" starts from an encoder and a new classifier, "L" from the best epoch of "T" with the Adam
+    moments of its last epoch, as the authors' code does.
+    """
+    name = f'{iteration}T' if gate == NO_GATE else f'{iteration}L'
+    width = args['width_last'] if iteration == args['iterations'] else None
+    framework = GatedClassification(
+        encoder_of(args, width=width),
+        AamSoftmax(args['clusters'], args['embed_size'], args['margin'], args['scale']),
+    )
+    parallel = framework.distribute(args['device'], args['sync_bn'])
+    optimizer = torch.optim.Adam(framework.learnable(), lr=args['lr'])
+    if gate != NO_GATE:
+        load_weights(framework, read(start), start)
+        optimizer.load_state_dict(read(start.with_name('last.pt'))['objects']['optimizer'])
+    elif width is None:  # a C=1024 encoder cannot start from C=512: it starts afresh
+        load_weights(framework.encoder.network, weights_of(start), start)
+    loop = loop_of(
+        name, corpus.labelled_loader(labels), args, framework=framework, optimizer=optimizer
+    )
+
+    before = sum(row['epochs'] for row in table if row['phase'][0].isdigit())
+    total = args['epoch_total'] or args['phase_epoch_max'] + before
+    for epoch in loop.epochs(min(args['phase_epoch_max'], total - before)):
+        eers = [past['valid_eer'] for past in loop.history]
+        if phase_over(eers, args['patience'], args['phase_epoch_min']):
+            break
+        metrics = train.classification_epoch(
+            f'{name} {epoch}', loop, parallel, optimizer, gate, args
+        )
+        step = before + epoch
+        end_epoch(metrics, 'classification', step, loop, framework.encoder, corpus, logger, args)
+    return finish(name, loop, framework.encoder, corpus, table, args)
+
+
+def loop_of(name, loader, args, **objects):
+    """The training loop of a phase, in its folder of the run."""
+    folder = Path(args['path_log']) / name
+    return Loop(
+        folder,
+        loader,
+        SkippedFiles(folder / 'skipped.txt', args['max_bad_share']),
+        keep=args['keep_checkpoints'],
+        save_minutes=args['save_minutes'],
+        **objects,
+    )
+
+
+def end_epoch(metrics, split, step, loop, encoder, corpus, logger, args):
+    """Validates, logs and saves."""
+    metrics['valid_eer'] = train.validate(encoder, corpus.valid, args)[0]['eer']
+    logger.log_metrics({f'{split}/{name}': value for name, value in metrics.items()}, step)
+    logger.curves()
+    loop.end_epoch(metrics, value=metrics['valid_eer'])
+
+
+def finish(name, loop, encoder, corpus, table, args):
+    """Scores the best epoch of a phase, once, and adds it to the table."""
+    if not loop.finished:
+        loop.load_best()
+        epochs, selected = len(loop.history), loop.history[-1].get('selected')
+        row = score(name, encoder, corpus, args)
+        loop.finish({**row, 'epochs': epochs, 'selected %': selected})
+    table.append(loop.summary)
+    return loop.folder / 'best.pt'
+
+
+if __name__ == '__main__':
+    args, system_args, experiment_args = get_args()
+    check_paths(args)
+    ddp.launch(run, args, experiment_args)

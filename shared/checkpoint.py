@@ -1,0 +1,264 @@
+"""Continue exactly where a run was killed.
+
+One folder per phase of a recipe: `last.pt` (everything needed to continue), `best.pt` and
+`epoch_NNNN.pt` (weights only). Each file is written under a temporary name and renamed, so that a
+kill or a full disk leaves the previous one in place.
+"""
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shared import ddp
+from shared.errors import UserError
+
+
+class Checkpoint:
+    """Named stateful objects, the position in the run, the history of its epochs.
+
+    ```
+    checkpoint = Checkpoint(folder, framework=framework, optimizer=optimizer, meters=meters)
+    for epoch in checkpoint.epochs(args['epoch']):
+        for batch in checkpoint.batches(loader):
+            ...
+        checkpoint.end_epoch({'eer': eer}, value=eer)
+    checkpoint.finish()
+    ```
+
+    Args:
+        folder: of this phase; made when missing.
+        keep: how many `epoch_NNNN.pt` to keep; older ones of this folder are removed.
+        save_minutes: time between two saves inside an epoch.
+        objects: anything with `state_dict` and `load_state_dict`; 'framework' is the one whose
+            weights go into best.pt and epoch_NNNN.pt. Give the module, not its DDP wrapper.
+
+    Raises:
+        UserError: on construction, when last.pt is there but of another model, or unreadable.
+    """
+
+    def __init__(self, folder: str | Path, *, keep=3, save_minutes=10.0, **objects: Any) -> None:
+        self.folder = Path(folder)
+        self.history: list[dict[str, float]] = []  # one entry per finished epoch
+        self.best: dict[str, float] | None = None  # {'epoch', 'value'}; the lowest, the earliest
+        self.summary: dict[str, Any] | None = None  # set once the phase is finished
+        self._objects, self._keep, self._save_seconds = objects, keep, save_minutes * 60
+        self._epoch, self._batch = 1, 0  # the next step to do
+        self._resume()
+
+    @property
+    def finished(self) -> bool:
+        """True when the phase was completed, in this process or an earlier one."""
+        return self.summary is not None
+
+    def epochs(self, last: int) -> Iterator[int]:
+        """The epochs still to do, 1-based; the first may be a half-done one."""
+        while self._epoch <= last and not self.finished:
+            yield self._epoch
+
+    def batches(self, loader) -> Iterator:
+        """The batches of the epoch still to do; saves every `save_minutes` and on Ctrl-C.
+
+        Raises:
+            KeyboardInterrupt: after the state was saved.
+        """
+        loader.batch_sampler.set_position(self._epoch, self._batch)
+        saved = time.monotonic()
+        with ddp.deferred_interrupt():
+            for batch in loader:
+                yield batch
+                self._batch += 1
+                # Several ranks agree on a save, which costs a message: every tenth step only.
+                if self._batch % 10 == 0 or ddp.world_size() == 1:
+                    late = time.monotonic() - saved > self._save_seconds
+                    if self._save_if_asked(late):
+                        saved = time.monotonic()
+            self._save_if_asked(late=False)
+
+    def _save_if_asked(self, late: bool) -> bool:
+        """Saves when time is up or Ctrl-C was pressed on any rank; returns whether it did."""
+        wishes = ddp.gather_objects((late, ddp.interrupt_requested()))
+        wanted = any(late or interrupted for late, interrupted in wishes)
+        if wanted:
+            self.save()
+        if any(interrupted for _, interrupted in wishes):
+            raise KeyboardInterrupt
+        return wanted
+
+    @property
+    def batches_done(self) -> int:
+        """Batches of the current epoch that were done before `batches` is called."""
+        return self._batch
+
+    def end_epoch(self, metrics: dict[str, float], value: float) -> bool:
+        """Records an epoch and saves; returns True when `value` is the lowest so far."""
+        self.history.append({'epoch': self._epoch, **metrics})
+        better = self.best is None or value < self.best['value']
+        if better:
+            self.best = {'epoch': self._epoch, 'value': value}
+        weights = self._objects['framework'].state_dict()
+        if ddp.is_main():
+            write(weights, self.folder / f'epoch_{self._epoch:04d}.pt')
+            if better:
+                write(weights, self.folder / 'best.pt')
+        self._epoch, self._batch = self._epoch + 1, 0
+        self.save()
+        if ddp.is_main():
+            for old in sorted(self.folder.glob('epoch_*.pt'))[: -self._keep or None]:
+                old.unlink()
+        return better
+
+    def finish(self, summary: dict[str, Any] | None = None) -> None:
+        """Marks the phase as done; the same command will skip it from now on."""
+        self.summary = summary or {}
+        self.save()
+
+    def load_best(self) -> None:
+        """Puts the weights of best.pt into the framework."""
+        load_weights(self._objects['framework'], read(self.folder / 'best.pt'), 'best.pt')
+
+    def save(self) -> None:
+        """Writes last.pt; every rank calls it, rank 0 writes."""
+        generators = ddp.gather_objects(_generators())
+        if not ddp.is_main():
+            return
+        state = {
+            'position': {'epoch': self._epoch, 'batch': self._batch},
+            'history': self.history,
+            'best': self.best,
+            'summary': self.summary,
+            'generators': generators,
+            'objects': {name: item.state_dict() for name, item in self._objects.items()},
+        }
+        write(state, self.folder / 'last.pt')
+
+    def _resume(self) -> None:
+        path = self.folder / 'last.pt'
+        if not path.exists():
+            return
+        state = read(path)
+        missing = set(self._objects) ^ set(state.get('objects', {}))
+        if missing:
+            raise UserError(f'{path}: another kind of run (differs in {sorted(missing)})')
+        for name, item in self._objects.items():
+            if isinstance(item, torch.nn.Module):
+                load_weights(item, state['objects'][name], str(path))
+            else:
+                item.load_state_dict(state['objects'][name])
+        self._epoch, self._batch = state['position']['epoch'], state['position']['batch']
+        self.history, self.best = state['history'], state['best']
+        self.summary = state['summary']
+        if len(state['generators']) == ddp.world_size():
+            _set_generators(state['generators'][ddp.rank()])
+
+
+def write(state: Any, path: Path) -> None:
+    """`torch.save` that leaves either the whole new file or the old one.
+
+    Raises:
+        UserError: the disk is full or not writable; nothing was lost.
+    """
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, 'wb') as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f'{path}: could not be saved ({error}); the previous file is untouched. '
+            'Free some space or mend the folder, then run the same command again'
+        ) from error
+
+
+def read(path: str | Path, device: str = 'cpu') -> Any:
+    """`torch.load` of tensors and plain values only: nothing in the file is executed.
+
+    Raises:
+        UserError: missing, damaged, or holding anything but tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such checkpoint file') from None
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
+        raise UserError(f'{path}: not a readable checkpoint ({reason})') from None
+
+
+def once(path: Path, make: Callable[[], dict]) -> dict:
+    """`make()` the first time, its stored JSON ever after; every rank calls it.
+
+    For passes that are not training (an evaluation, say) and should not be repeated when a run is
+    continued.
+    """
+    stored = path.read_text() if ddp.is_main() and path.exists() else None
+    stored = ddp.broadcast_object(stored)
+    if stored is not None:
+        return json.loads(stored)
+    result = make()
+    if ddp.is_main():
+        temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(result, indent=1))
+        os.replace(temporary, path)
+    return result
+
+
+def load_weights(module: torch.nn.Module, state: dict[str, Any], source: str) -> None:
+    """Strict `load_state_dict` whose one-line error names what does not fit.
+
+    Raises:
+        UserError: missing, unexpected or differently shaped entries.
+    """
+    own = module.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    unexpected = sorted(state.keys() - own.keys())
+    shapes = [
+        f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
+        for name in sorted(own.keys() & state.keys())
+        if own[name].shape != state[name].shape
+    ]
+    problems = [
+        f'{len(names)} {kind} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
+        for kind, names in (
+            ('missing', missing),
+            ('unexpected', unexpected),
+            ('of another shape', shapes),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(f'{source}: checkpoint of another model: {"; ".join(problems)}')
+    module.load_state_dict(state)
+
+
+def _generators() -> dict[str, Any]:
+    """The state of every random generator of this process, as tensors and plain values."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        'python': random.getstate(),
+        'numpy': (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        'torch': torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state['cuda'] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_generators(state: dict[str, Any]) -> None:
+    random.setstate(state['python'])
+    kind, keys, *rest = state['numpy']
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state['torch'])
+    if 'cuda' in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state['cuda'])

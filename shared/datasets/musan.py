@@ -1,0 +1,133 @@
+"""MUSAN: noise, speech and music to add to speech, whole files or split into 5 s pieces.
+
+Layouts: `{noise,speech,music}/<subset>/<stem>.wav` as distributed, one folder deeper when split
+(spec lgl 2.1). CC BY 4.0: https://www.openslr.org/17/
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from shared import ddp
+from shared.datasets.items import DataError
+from shared.datasets.lists import AUDIO, existing, listing
+from shared.datasets.reading import AudioReader
+
+CATEGORIES = ('noise', 'speech', 'music')
+PIECE, HOP = 80000, 48000  # samples at 16 kHz: 5 s pieces, one every 3 s
+
+
+class Musan:
+    """The files of each category, and crops of them.
+
+    `files[category]` holds paths relative to `root`, (files,) bytes, sorted.
+
+    Args:
+        path: folder with the three categories, or the folder above it.
+        reader: how crops are read.
+
+    Raises:
+        DataError: a category is missing or holds no audio.
+    """
+
+    def __init__(self, path: str | Path, reader: AudioReader):
+        self.root, self.reader = categories_folder(path), reader
+        self.files = {name: audio_below(self.root, name) for name in CATEGORIES}
+        for name, files in self.files.items():
+            if not len(files):
+                raise DataError(
+                    f'{self.root / name}: no .wav or .flac in it; expected {name}/<subset>/<stem>.wav '
+                    f'or {name}/<subset>/<stem>/<second>.wav; it holds {listing(self.root / name)}'
+                )
+
+    def pick(self, category: str, rng: np.random.Generator, count: int = 1) -> np.ndarray:
+        """Numbers of `count` different files, (count,); all files where there are fewer."""
+        files = len(self.files[category])
+        return rng.choice(files, size=min(count, files), replace=False)
+
+    def crop(
+        self, category: str, length: int, rng: np.random.Generator, file: int | None = None
+    ) -> np.ndarray:
+        """A crop of one file, float32 (length,), its start uniform over every possible one.
+
+        A shorter file is repeated from its first sample on.
+
+        Args:
+            category: 'noise', 'speech' or 'music'.
+            length: samples.
+            rng: where the file and the start are drawn from.
+            file: number of the file; None draws it uniformly.
+        """
+        files = self.files[category]
+        name = files[rng.integers(len(files)) if file is None else file]
+        with self.reader.open(self.root / os.fsdecode(name)) as audio:
+            start = int(rng.integers(max(audio.length - length, 0) + 1))
+            return audio.read(start, length)
+
+
+def categories_folder(path: str | Path) -> Path:
+    """The folder that holds noise, speech and music: `path` or one right below it.
+
+    Raises:
+        DataError: neither is.
+    """
+    path = existing(path, 'MUSAN folder')
+    for folder in (path, *sorted(path.iterdir())):
+        if all((folder / name).is_dir() for name in CATEGORIES):
+            return folder
+    raise DataError(
+        f'{path}: no folders noise, speech and music in it or one level down; '
+        f'it holds {listing(path)}'
+    )
+
+
+def audio_below(root: Path, folder: str) -> np.ndarray:
+    """Audio files anywhere below root/folder, relative to `root`, sorted, (files,) bytes."""
+    found = []
+    for above, _, names in os.walk(root / folder, followlinks=True):
+        inside = os.path.relpath(above, root)
+        found += [os.fsencode(os.path.join(inside, name)) for name in names if name.endswith(AUDIO)]
+    return np.array(sorted(found), dtype='S')
+
+
+def windows(length: int) -> Sequence[int]:
+    """First samples of the 5 s pieces of a file: 0, 48000, ... below length - 80000 (spec lgl 2.1).
+
+    The published preparation leaves files of 5 s or less out; here they are one piece, whole.
+    """
+    return range(0, max(length - PIECE, 1), HOP)
+
+
+def split_musan(path: str | Path, out: str | Path) -> int:
+    """Writes MUSAN as `<category>/<subset>/<stem>/<start second, 5 digits>.wav` below `out`.
+
+    Pieces are 16 kHz PCM-16. Files that are there already are left as they are, so an interrupted
+    call can be repeated. Returns the number of pieces.
+    """
+    source, reader = Musan(path, AudioReader()), AudioReader()
+    names = [name for files in source.files.values() for name in files.tolist()]
+    count = 0
+    for name in tqdm(names, desc='splitting MUSAN', unit='file', disable=not ddp.is_main() or None):
+        name = os.fsdecode(name)
+        folder = (Path(out) / name).with_suffix('')
+        with reader.open(source.root / name) as audio:
+            starts = windows(audio.length)
+            for start in starts:
+                piece = folder / f'{start // reader.rate:05d}.wav'
+                if not piece.exists():
+                    write_pcm16(piece, audio.read(start, min(PIECE, audio.length)), reader.rate)
+            count += len(starts)
+    return count
+
+
+def write_pcm16(path: Path, wave: np.ndarray, rate: int) -> None:
+    """Writes a wav whose PCM-16 values read back as they were (soundfile scales by 32767)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f'.{os.getpid()}.tmp')
+    values = np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)
+    soundfile.write(temporary, values, rate, subtype='PCM_16', format='WAV')
+    os.replace(temporary, path)

@@ -1,0 +1,52 @@
+"""The base of every method: named modules, which of them learn, one wrap."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Framework(nn.Module):
+    """Networks and losses of a method; a subclass says in `forward` what is learnt from what.
+
+    It is an ordinary module, so device, state and train/eval need no re-implementation. Methods
+    are called on this object, never on the wrapper: an attribute set on a DDP wrapper does not
+    reach the module inside.
+    """
+
+    def freeze(self, *names: str) -> None:
+        """Stops the named children from learning and keeps them in eval mode, for good."""
+        for name in names:
+            self.get_submodule(name).requires_grad_(False)
+        self._frozen = (*getattr(self, '_frozen', ()), *names)
+        self.train(self.training)
+
+    def learnable(self) -> list[nn.Parameter]:
+        """The parameters an optimizer should receive."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def train(self, mode: bool = True) -> 'Framework':
+        """As `nn.Module.train`, but frozen children stay in eval mode."""
+        super().train(mode)
+        for name in getattr(self, '_frozen', ()):
+            self.get_submodule(name).eval()
+        return self
+
+    def copy_of_state(self) -> dict[str, Tensor]:
+        """The state on the CPU, detached from later training."""
+        return {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
+
+    def distribute(self, device: str | torch.device, sync_bn: bool = False) -> nn.Module:
+        """Moves to the device and, with several processes, returns the DDP wrapper.
+
+        Call it after freezing and before building the optimizer, once per phase: parameters
+        frozen at the wrap and unfrozen later would silently differ between ranks.
+
+        Args:
+            device: this rank's device.
+            sync_bn: batch statistics over the global batch (GPU only: torch has none for CPU).
+        """
+        self.to(device)
+        if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+            return self
+        if sync_bn and torch.device(device).type == 'cuda':
+            nn.SyncBatchNorm.convert_sync_batchnorm(self)
+        return nn.parallel.DistributedDataParallel(self)

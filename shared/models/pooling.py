@@ -1,0 +1,59 @@
+"""Pooling of frames into one vector per utterance."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shared.models.masks import masked_mean, zero_padding
+
+VARIANCE_FLOOR = 1e-4
+
+
+class AttentiveStatisticsPooling(nn.Module):
+    """Channel- and context-dependent attentive statistics pooling.
+
+    Source: Desplanques et al., ECAPA-TDNN, Interspeech 2020, section 3.1; order of the layers and
+    floors as in spec lgl 4.1 (batch norm after the ReLU, unbiased variance as context).
+    The attention sees each frame together with the utterance's mean and standard deviation; as the
+    latter two are constant over time, their product with the weight is computed once per utterance.
+    Statistics and softmax are fp32 under autocast.
+
+    Args:
+        channels: C of the frames.
+        hidden: width of the attention.
+    """
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.context = nn.Conv1d(3 * channels, hidden, kernel_size=1)
+        self.norm = nn.BatchNorm1d(hidden)
+        self.score = nn.Conv1d(hidden, channels, kernel_size=1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pools frames (B, C, T), T > 1, with a mask (B, 1, T), to mean and deviation (B, 2C)."""
+        frames = x.to(torch.promote_types(x.dtype, torch.float32))
+        scores = self._scores(x, self._context(frames, mask)).to(frames.dtype)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+            frames = zero_padding(frames, mask)
+        weight = scores.softmax(dim=-1)  # over time, for each channel
+        mean = (weight * frames).sum(-1, keepdim=True)
+        # equals sum(w x^2) - mean^2 without its cancellation
+        variance = (weight * (frames - mean).square()).sum(-1)
+        return torch.cat([mean.squeeze(-1), variance.clamp(min=VARIANCE_FLOOR).sqrt()], dim=1)
+
+    def _context(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+        """Mean and unbiased standard deviation over time, (B, 2C)."""
+        mean = masked_mean(frames, mask)
+        if mask is None:
+            variance = frames.var(-1)
+        else:
+            squares = zero_padding((frames - mean).square(), mask).sum(-1)
+            variance = squares / (mask.sum(-1) - 1)
+        return torch.cat([mean.squeeze(-1), variance.clamp(min=VARIANCE_FLOOR).sqrt()], dim=1)
+
+    def _scores(self, x: Tensor, context: Tensor) -> Tensor:
+        weight, channels = self.context.weight, x.shape[1]
+        hidden = F.conv1d(x, weight[:, :channels], self.context.bias)
+        hidden = hidden + F.linear(context, weight[:, channels:].squeeze(-1)).unsqueeze(-1)
+        return self.score(self.norm(hidden.relu()).tanh())

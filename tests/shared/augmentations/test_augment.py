@@ -1,0 +1,64 @@
+"""A whole batch: reverberation first, then noise at the level of what came out."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.signal import convolve
+
+from shared.augmentations.augment import augment
+from shared.datasets.items import Sample, collate
+
+
+def batch_and_expected(utterances=4, views=2, length=500):
+    """A batch in which each row has neither, one or both, and what a loop makes of it."""
+    rng = np.random.default_rng(0)
+    samples, expected = [], np.zeros((utterances, views, length))
+    for b in range(utterances):
+        waves = rng.standard_normal((views, length)).astype(np.float32)
+        sample = Sample(waves, label=b, index=b)
+        for v in range(views):
+            y = waves[v].astype(np.float64)
+            kind = (b * views + v) % 4
+            if kind & 1:
+                h = rng.standard_normal(rng.integers(20, 700)).astype(np.float32)
+                sample.rirs.append((v, h))
+                y = convolve(y, h.astype(np.float64), method='direct')[:length]
+            level, total = 10 * np.log10(np.mean(y**2) + 1e-4), 0.0
+            for _ in range(3 if kind & 2 else 0):
+                noise = rng.standard_normal(length).astype(np.float32)
+                snr = float(rng.uniform(0, 15))
+                sample.noises.append((v, noise, snr))
+                own = 10 * np.log10(np.mean(noise.astype(np.float64) ** 2) + 1e-4)
+                total = total + np.sqrt(10 ** ((level - own - snr) / 10)) * noise
+            expected[b, v] = y + total
+        samples.append(sample)
+    return collate(samples), expected
+
+
+def test_augment_equals_the_loop_over_utterances_and_views():
+    batch, expected = batch_and_expected()
+    out = augment(batch)
+    assert out.shape == expected.shape and out.dtype == torch.float32
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(out.numpy() / scale, expected / scale, atol=1e-5)
+
+
+def test_augment_of_a_clean_batch_gives_its_waves():
+    waves = np.ones((2, 8), np.float32)
+    batch = collate([Sample(waves, label=0, index=0), Sample(2 * waves, label=0, index=1)])
+    assert torch.equal(augment(batch), batch['waves'])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_augment_on_a_gpu_never_waits_and_gives_the_same():
+    batch, expected = batch_and_expected()
+    moved = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    augment(moved)
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        out = augment(moved)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(out.cpu().numpy() / scale, expected / scale, atol=1e-5)

@@ -1,0 +1,178 @@
+"""Crops by seek against whole files, and every kind of broken file."""
+
+import warnings
+
+import numpy as np
+import pytest
+import soundfile
+from scipy.signal import resample_poly
+
+from shared.datasets.items import Paths
+from shared.datasets.reading import AudioError, AudioReader, durations
+
+
+def wave(samples=8000, seed=0, channels=None):
+    shape = samples if channels is None else (samples, channels)
+    return 0.1 * np.random.default_rng(seed).standard_normal(shape)
+
+
+def write(path, data, rate=16000, subtype='PCM_16'):
+    soundfile.write(path, data, rate, subtype=subtype)
+    return path
+
+
+def read(path, start=0, length=None, **options):
+    with AudioReader(**options).open(path) as audio:
+        return audio.read(start, audio.length if length is None else length)
+
+
+@pytest.mark.parametrize('name', ['a.wav', 'a.flac'])
+def test_audio_crop_equals_slice_of_whole_file(tmp_path, name):
+    path = write(tmp_path / name, wave())
+    whole, _ = soundfile.read(path, dtype='float32')
+    crop = read(path, 1234, 500)
+    assert crop.dtype == np.float32
+    np.testing.assert_array_equal(crop, whole[1234:1734])
+
+
+@pytest.mark.parametrize('subtype', ['PCM_16', 'PCM_24', 'FLOAT'])
+def test_audio_values_are_those_of_soundfile_float32(tmp_path, subtype):
+    path = write(tmp_path / 'a.wav', wave(), subtype=subtype)
+    np.testing.assert_array_equal(read(path), soundfile.read(path, dtype='float32')[0])
+
+
+@pytest.mark.parametrize('start, length', [(0, 250), (90, 20), (99, 1), (30, 1000), (130, 100)])
+def test_audio_short_file_is_repeated(tmp_path, start, length):
+    path = write(tmp_path / 'a.wav', wave(100))
+    whole, _ = soundfile.read(path, dtype='float32')
+    expected = [whole[(start + i) % 100] for i in range(length)]
+    np.testing.assert_array_equal(read(path, start, length), expected)
+
+
+@pytest.mark.parametrize('rate', [8000, 22050, 44100, 48000])
+def test_audio_crop_of_another_rate_equals_slice_of_resampled_file(tmp_path, rate):
+    path = write(tmp_path / 'a.wav', wave(rate), rate)
+    whole, _ = soundfile.read(path)
+    common = np.gcd(rate, 16000)
+    expected = resample_poly(whole, 16000 // common, rate // common)
+    np.testing.assert_allclose(read(path), expected, atol=1e-6)
+    assert len(expected) == 16000
+    for start in (0, 1, 777, 8000, 15000):
+        np.testing.assert_allclose(
+            read(path, start, 1000), expected[start : start + 1000], atol=1e-6
+        )
+
+
+def test_audio_reads_in_any_order(tmp_path):
+    path = write(tmp_path / 'a.wav', wave(100))
+    whole, _ = soundfile.read(path, dtype='float32')
+    with AudioReader().open(path) as audio:
+        for start in (50, 0, 90, 0):
+            np.testing.assert_array_equal(audio.read(start, 10), whole[start : start + 10])
+
+
+def test_audio_of_several_channels_is_their_mean_or_the_one_asked_for(tmp_path):
+    path = write(tmp_path / 'a.wav', wave(channels=3), subtype='FLOAT')
+    whole, _ = soundfile.read(path, dtype='float32')
+    np.testing.assert_allclose(read(path), whole.mean(axis=1), atol=1e-7)
+    reader = AudioReader(convert=False)
+    with reader.open(path, channel=1) as audio:
+        np.testing.assert_array_equal(audio.read(5, 10), whole[5:15, 1])
+    assert not reader.converted
+
+
+def test_reader_counts_each_converted_file_once(tmp_path):
+    paths = [write(tmp_path / 'a.wav', wave(channels=2), 8000), write(tmp_path / 'b.wav', wave())]
+    reader = AudioReader()
+    for path in paths:
+        with reader.open(path) as audio:
+            audio.read(0, 10)
+            audio.read(20, 10)
+    assert reader.take_converted() == {'resampled': 1, 'mixed to mono': 1}
+    assert not reader.take_converted()
+
+
+@pytest.mark.parametrize(
+    'channels, rate, what', [(None, 8000, 'at 8000 Hz, not 16000'), (2, 16000, '2 channels')]
+)
+def test_reader_refuses_what_it_may_not_convert(tmp_path, channels, rate, what):
+    path = write(tmp_path / 'a.wav', wave(channels=channels), rate)
+    with pytest.raises(AudioError, match=what):
+        read(path, convert=False)
+
+
+def test_audio_wav_cut_short_is_refused_on_opening(tmp_path):
+    path = write(tmp_path / 'a.wav', wave())
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(AudioError, match=r'a\.wav: cut short, 4956 of 16000 bytes'):
+        read(path, 0, 10)
+
+
+def test_audio_wav_of_unknown_size_from_a_pipe_is_read(tmp_path):
+    path = write(tmp_path / 'a.wav', wave())
+    content = bytearray(path.read_bytes())
+    content[40:44] = b'\xff\xff\xff\xff'
+    path.write_bytes(content)
+    assert len(read(path)) == 8000
+
+
+def test_audio_flac_cut_short_is_refused_where_it_ends(tmp_path):
+    path = write(tmp_path / 'a.flac', wave(64000))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert len(read(path, 100, 1000)) == 1000
+    for start, length in ((0, 64000), (50000, 1000), (30000, 8000)):
+        with pytest.raises(AudioError, match=r'a\.flac: .*cut short'):
+            read(path, start, length)
+
+
+@pytest.mark.parametrize('content', [b'', b'not audio at all'])
+def test_audio_that_is_none_is_refused(tmp_path, content):
+    path = tmp_path / 'a.wav'
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match=r'a\.wav: cannot be opened as audio'):
+        read(path)
+
+
+def test_audio_missing_or_without_samples_is_refused(tmp_path):
+    with pytest.raises(AudioError, match=r'b\.wav: cannot be opened'):
+        read(tmp_path / 'b.wav')
+    with pytest.raises(AudioError, match='holds no samples'):
+        read(write(tmp_path / 'a.wav', wave(0)))
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_audio_with_bad_numbers_is_refused_in_the_crop_that_meets_them(tmp_path, value):
+    data = wave()
+    data[4000] = value
+    path = write(tmp_path / 'a.wav', data, subtype='FLOAT')
+    assert len(read(path, 0, 4000)) == 4000
+    with pytest.raises(AudioError, match='NaN or infinite'):
+        read(path, 3990, 20)
+
+
+def test_audio_error_is_one_line(tmp_path):
+    for content in (b'', b'RIFF1234WAVE'):
+        path = tmp_path / 'a.wav'
+        path.write_bytes(content)
+        with pytest.raises(AudioError) as caught:
+            read(path)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_audio_file_is_closed_when_refused(tmp_path):
+    path = write(tmp_path / 'a.wav', wave(), 8000)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with pytest.raises(AudioError):
+            AudioReader(convert=False).open(path)
+
+
+def test_durations_come_from_headers_and_are_nan_for_bad_files(tmp_path):
+    write(tmp_path / 'a.wav', wave(8000))
+    write(tmp_path / 'b.flac', wave(11025), 22050)
+    (tmp_path / 'c.wav').write_bytes(b'')
+    reader = AudioReader()
+    found = durations(Paths(tmp_path, [b'b.flac', b'c.wav', b'a.wav']), reader, workers=2)
+    np.testing.assert_allclose(found, [0.5, np.nan, 0.5])
+    assert not reader.converted

@@ -1,0 +1,125 @@
+"""Plots: what is drawn where, files written whole."""
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from scipy.special import ndtr
+
+from shared.evaluation import plots
+from shared.evaluation.metrics import det_curve, eer
+from shared.evaluation.plots import System, draw_det, draw_histogram
+
+
+def gaussian_trials(size=3000, distance=2.0, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.random(size) < 0.5
+    return rng.standard_normal(size) + distance * labels, labels
+
+
+@pytest.fixture
+def figure(monkeypatch):
+    """The figure of the last plot, looked at instead of being saved."""
+    kept = []
+    monkeypatch.setattr(plots, '_save', lambda drawn, path: kept.append(drawn))
+    return kept
+
+
+def test_plots_are_png_files_of_report_width(tmp_path):
+    trials = gaussian_trials()
+    draw_det(tmp_path / 'new' / 'det.png', [System('a', *trials)], title='title')
+    draw_histogram(tmp_path / 'scores.png', *trials)
+    assert sorted(path.name for path in tmp_path.rglob('*.*')) == ['det.png', 'scores.png']
+    for path in tmp_path.rglob('*.png'):
+        picture = imread(path)
+        assert picture.shape[1] == 1080
+        assert picture[..., :3].std() > 0.05  # something was drawn
+    assert (
+        'matplotlib.pyplot' not in sys.modules or not sys.modules['matplotlib.pyplot'].get_fignums()
+    )
+
+
+def test_an_older_picture_stays_when_the_new_one_cannot_be_written(tmp_path, monkeypatch):
+    path = tmp_path / 'det.png'
+    path.write_bytes(b'older')
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(plots.FigureCanvasAgg, 'print_png', full)
+    with pytest.raises(OSError, match='No space'):
+        draw_det(path, [System('a', *gaussian_trials())])
+    assert path.read_bytes() == b'older'
+
+
+def test_det_curve_passes_through_the_operating_points(figure):
+    scores, labels = gaussian_trials()
+    draw_det('unused', [System('Stage I', scores, labels)], p_targets=(0.05,))
+    line, eer_point, dcf_point = figure[0].axes[0].lines[:3]
+    curve = det_curve(scores, labels)
+    false_alarm, miss = ndtr(line.get_xdata()), ndtr(line.get_ydata())
+    at_two_percent = miss[np.searchsorted(-false_alarm, -0.02)]
+    assert at_two_percent == pytest.approx(curve.fnr[np.argmax(curve.fpr <= 0.02)], abs=0.003)
+    value = eer(scores, labels).value / 100
+    assert ndtr(eer_point.get_xdata()) == pytest.approx(value)
+    assert ndtr(eer_point.get_ydata()) == pytest.approx(value)
+    best = np.argmin(0.05 * curve.fnr + 0.95 * curve.fpr)
+    assert ndtr(dcf_point.get_xdata()) == pytest.approx(curve.fpr[best])
+    assert ndtr(dcf_point.get_ydata()) == pytest.approx(curve.fnr[best])
+
+
+def test_det_legend_tells_systems_and_numbers(figure):
+    strong, weak = gaussian_trials(distance=3), gaussian_trials(distance=0.5)
+    draw_det('unused', [System('strong', *strong), System('weak', *weak)])
+    texts = [text.get_text() for text in figure[0].legends[0].get_texts()]
+    for text, name, trials in zip(texts, ('strong', 'weak'), (strong, weak)):
+        curve = det_curve(*trials)
+        assert text == (
+            f'{name}: EER {curve.eer().value:.2f} %, minDCF {curve.min_dcf(0.01).value:.3f} '
+            f'(p = 0.01), {curve.min_dcf(0.05).value:.3f} (p = 0.05)'
+        )
+    key = [text.get_text() for text in figure[0].axes[0].artists[0].get_texts()]
+    assert key == ['EER', 'minDCF, p = 0.01', 'minDCF, p = 0.05']
+
+
+def test_det_of_many_trials_is_drawn_with_few_points(figure):
+    draw_det('unused', [System('a', *gaussian_trials(size=200_000))])
+    assert len(figure[0].axes[0].lines[0].get_xdata()) < 10_000
+
+
+def test_systems_differ_in_colour_and_dashes(figure):
+    draw_det('unused', [System(str(i), *gaussian_trials(100, seed=i)) for i in range(7)])
+    lines = [line for line in figure[0].axes[0].lines if not line.get_label().startswith('_')]
+    assert len({line.get_color() for line in lines}) == 7
+    assert all(a.get_linestyle() != b.get_linestyle() for a, b in zip(lines[:3], lines[1:4]))
+
+
+@pytest.mark.parametrize('distance', [0.0, 1.0])
+def test_extreme_systems_can_be_drawn(figure, distance):
+    labels = np.arange(10) % 2
+    draw_det('unused', [System('useless or perfect', distance * labels, labels)])
+    draw_histogram('unused', distance * labels, labels)
+    low, high = figure[0].axes[0].get_xlim()
+    assert np.isfinite([low, high]).all() and low < high
+
+
+def test_det_refuses_what_it_cannot_draw(tmp_path):
+    with pytest.raises(ValueError, match='0 systems'):
+        draw_det(tmp_path / 'det.png', [])
+    with pytest.raises(ValueError, match='both classes'):
+        draw_det(tmp_path / 'det.png', [System('a', np.zeros(3), np.ones(3))])
+    assert not list(tmp_path.iterdir())
+
+
+def test_histogram_densities_have_area_one_and_a_threshold(figure):
+    scores, labels = gaussian_trials()
+    draw_histogram('unused', scores, labels)
+    axes = figure[0].axes[0]
+    outlines = [patch.get_data() for patch in axes.patches if patch.get_label()]
+    assert len(outlines) == 2
+    for heights, edges, _ in outlines:
+        assert np.sum(heights * np.diff(edges)) == pytest.approx(1.0)
+    value, threshold = eer(scores, labels)
+    assert axes.lines[0].get_xdata()[0] == threshold
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts[2] == f'EER {value:.2f} % at {threshold:.3f}'
+    assert texts[1] == f'same speaker ({labels.sum():,})'
