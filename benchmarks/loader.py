@@ -1,11 +1,12 @@
 """Samples per second of one core: our Stage II data path against the straightforward one.
 
-    python benchmarks/loader.py            # the full table, some minutes
+    python benchmarks/loader.py            # the full table, about a minute
     python benchmarks/loader.py --quick    # smaller corpora and fewer rounds, for CI
 
 A sample is that of spec lgl 2.5: a crop of 48,240 samples (3.015 s at 16 kHz), with probability 0.5
 a simulated room response of unit energy, with probability 0.5 noise, music or babble of 3 to 8
-speech files at an SNR. Both paths draw from the same generated corpora, on one thread, in turns.
+speech files at an SNR. Both paths draw from the same generated corpora, on one thread, in turns;
+times are processor time with warm file caches, which other jobs on the machine disturb little.
 
 Ours: crops by seek, then reverberation and mixing of the whole batch in float32; what the training
 device would do is part of the time. Straightforward: every file decoded whole in float64, then
@@ -17,9 +18,6 @@ import os
 import tempfile
 import time
 from pathlib import Path
-
-for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
-    os.environ[name] = '1'  # before numpy and torch read it
 
 import numpy as np
 import scipy.signal
@@ -101,15 +99,18 @@ def decibels(wave):
 def make_corpora(root, scale):
     """Noise in the shape of VoxCeleb2 (mean 8 s), MUSAN and simulated RIRs, PCM-16 at 16 kHz.
 
-    MUSAN's mean durations: speech 60 h in 426 files (8 min), music 42 h in 660 (4 min), noise 6 h in
-    930 (24 s). Here speech and music are about 195 s and noise 4 to 44 s, so the ratio with unsplit
-    files is, if anything, too low. Responses take 0.3 to 1 s, a second at most as in RIRS_NOISES.
+    Speech and music last 100 to 290 s (195 s is MUSAN's mean over all files), noises 4 to 44 s,
+    responses 0.3 to 1 s.
     """
     rng = np.random.default_rng(0)
     for i in range(int(100 * scale)):
         path = root / f'vox/id{i % 10:05d}/video{i % 3}/{i:05d}.wav'
         write(path, rng, 0.05, rng.uniform(4, 12))
-    for category, (low, high) in {'speech': (100, 290), 'music': (100, 290), 'noise': (4, 44)}.items():
+    for category, (low, high) in {
+        'speech': (100, 290),
+        'music': (100, 290),
+        'noise': (4, 44),
+    }.items():
         for i in range(max(int(24 * scale), BABBLE[1])):
             path = root / f'musan/{category}/free/{category}-{i:04d}.wav'
             write(path, rng, 0.05, rng.uniform(low, high))
@@ -183,8 +184,10 @@ def main():
     quick = parser.parse_args().quick
     torch.set_num_threads(1)
     rounds, batch_size, batches = (3, 64, 1) if quick else (7, 100, 2)
-    print('samples/s on one core, median of', rounds, 'rounds in turns\n')
-    print(f'{"MUSAN":8} {"straight":>9} {"ours":>9} {"ratio":>7} {"target":>7}   ours: read + device')
+    print(f'samples/s on one core (processor time), median of {rounds} rounds\n')
+    print(
+        f'{"MUSAN":8} {"straight":>9} {"ours":>9} {"ratio":>7} {"target":>7}   ours: read + device'
+    )
     missed = False
     with tempfile.TemporaryDirectory() as folder:
         make_corpora(Path(folder), 0.3 if quick else 1)

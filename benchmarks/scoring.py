@@ -2,7 +2,7 @@
 
     python benchmarks/scoring.py
 
-Synthetic embeddings of the sizes of VoxCeleb1-O and -E; 2 threads; every time is the best of three
+Synthetic embeddings of the sizes of VoxCeleb1-O and -E; 2 threads; every time is the best of five
 runs. The straightforward ways, one trial after the other with numpy or with scikit-learn's
 cosine_similarity (common in toolkits), are timed on a part of the trials in the same run and
 scaled to all of them (marked ~): they are linear in the number of trials.
@@ -49,8 +49,8 @@ def scoring_row(name: str, files: int, speakers: int, dim: int) -> float:
     """Prints one line of the table; returns the seconds from embeddings to errors."""
     embeddings, enrol, test, speaker = synthetic(files, speakers, dim)
     labels = speaker[enrol] == speaker[test]
-    scoring, scores = best_of(3, lambda: cosine(embeddings, enrol, test).numpy())
-    errors, _ = best_of(3, lambda: all_errors(scores, labels))
+    scoring, scores = best_of(5, lambda: cosine(embeddings, enrol, test).numpy())
+    errors, _ = best_of(5, lambda: all_errors(scores, labels))
     total = scoring + errors
     line = f'{name:<26}{scoring:>7.2f} s{errors:>11.2f} s{total:>7.2f} s'
     for way, width in ((by_numpy, 12), (by_scikit_learn, 13)):
@@ -115,7 +115,7 @@ def normalisation() -> None:
             result.append(sum(parts) / 2)
         return torch.stack(result)
 
-    seconds, normalised = best_of(3, per_file)
+    seconds, normalised = best_of(5, per_file)
     naive, expected = best_of(1, per_trial)
     torch.testing.assert_close(normalised[:NORM_PART], expected, rtol=1e-3, atol=1e-3)
     naive *= TRIALS / NORM_PART

@@ -8,7 +8,6 @@ from tqdm import tqdm
 from shared import ddp
 from shared.datasets.voxceleb import known_name
 from shared.evaluation import plots
-from shared.evaluation.report import write_report
 from shared.evaluation.tables import text_table
 from shared.evaluation.verification import write_results
 from train import validate
@@ -29,7 +28,7 @@ def score(phase, encoder, corpus, args):
 
 
 def evaluate(encoder, corpus, folder, table, args):
-    """Scores every test list, with intervals; writes results.json, plots and report.html."""
+    """Scores every test list, with intervals; writes results.json and the plots."""
     records = []
     for trial_list in corpus.tests:
         name = Path(trial_list.trials.name).stem
@@ -47,7 +46,6 @@ def evaluate(encoder, corpus, folder, table, args):
         return
     draw_det_of_phases(corpus.tests[0].trials, folder, table, args)
     write_results(folder / 'results.json', table, records)
-    report = write_report(folder)
     summary = [
         {
             'list': record['list'],
@@ -59,7 +57,6 @@ def evaluate(encoder, corpus, folder, table, args):
         for record in records
     ]
     tqdm.write('\n\n'.join(text_table(rows) for rows in (table, summary) if rows))
-    tqdm.write(f'\nreport: {report}')
 
 
 def draw_det_of_phases(trials, folder, table, args):

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import train
 from arguments import get_args
@@ -24,11 +25,13 @@ from data import Corpus, check_paths, read_labels, write_labels
 from evaluation import evaluate, score
 from framework import Adversary, Contrastive, GatedClassification
 from losses import NO_GATE, phase_over
-from models import AugmentationDiscriminator, encoder_of, weights_of
+from models import AugmentationDiscriminator, encoder_of
+from published import weights_of
 from shared import ddp, log
 from shared.checkpoint import load_weights, once, read, write
 from shared.datasets.loading import SkippedFiles
 from shared.errors import UserError
+from shared.evaluation.report import write_report
 from shared.loop import Loop
 from shared.losses.aam_softmax import AamSoftmax
 from shared.losses.contrastive import ContrastiveLoss
@@ -38,6 +41,10 @@ from shared.seed import set_seed
 def run(rank, args, experiment_args):
     set_seed(args['rand_seed'], args['deterministic'])
     folder = Path(args['path_log'])
+
+    if args['eval']:
+        encoder = encoder_of(args, weights_of(args['published'] or folder / 'encoder.pt'))
+        return evaluate(encoder, Corpus(args), folder / 'evaluation', [], args)
 
     # logger
     log.check_same_run(folder, experiment_args, ignore=('contrastive_epoch', 'iterations'))
@@ -54,40 +61,37 @@ def run(rank, args, experiment_args):
     # data
     corpus = Corpus(args)
 
-    if args['eval']:
-        weights = weights_of(args['published'] or folder / 'encoder.pt')
-        evaluate(encoder_of(args, weights), corpus, folder / 'evaluation', [], args)
-        return
-
     # Stage I: contrastive learning, next to the encoder as initialised
     untrained = partial(score, 'untrained', encoder_of(args), corpus, args)
     table = [once(folder / 'untrained.json', untrained)]
     stage_one = best = args['published'] or contrastive(corpus, logger, table, args)
-    if args['phase'] == 'contrastive':
-        return
 
     # Stage II: cluster, train ("T"), train with the loss gate ("L")
-    for iteration in range(1, args['iterations'] + 1):
+    iterations = 0 if args['phase'] == 'contrastive' else args['iterations']
+    for iteration in range(1, iterations + 1):
         labels, quality, new = pseudo_labels(iteration, best, corpus, logger, args)
         if new and args['phase'] == 'cluster':
-            return
+            break
         start = stage_one if args['restart'] == 'contrastive' else best
         best = classify(iteration, NO_GATE, labels, start, corpus, logger, table, args)
+        table[-1].update(quality)
         if args['lgl']:
             gate = args['gates'][iteration - 1]
             best = classify(iteration, gate, labels, best, corpus, logger, table, args)
-        table[-1].update(quality)
 
     # results
-    encoder = encoder_of(args, weights_of(best), args['width_last'])
+    encoder = encoder_of(args, weights_of(best))
     if ddp.is_main():
         write(encoder.network.state_dict(), folder / 'encoder.pt')
     evaluate(encoder, corpus, folder, table, args)
     logger.finish()
+    if ddp.is_main():
+        tqdm.write(f'\nreport: {write_report(folder)}')
 
 
 def contrastive(corpus, logger, table, args):
     """Stage I; returns the file with its best weights."""
+    set_seed(args['rand_seed'], args['deterministic'])  # a phase does not depend on earlier ones
     framework = Contrastive(encoder_of(args), ContrastiveLoss())
     adversary = Adversary(AugmentationDiscriminator(args['embed_size']))
     parallel = framework.distribute(args['device'], args['sync_bn'])
@@ -134,6 +138,7 @@ def classify(iteration, gate, labels, start, corpus, logger, table, args):
     "T" starts from an encoder and a new classifier, "L" from the best epoch of "T" with the Adam
     moments of its last epoch, as the authors' code does.
     """
+    set_seed(args['rand_seed'], args['deterministic'])
     name = f'{iteration}T' if gate == NO_GATE else f'{iteration}L'
     width = args['width_last'] if iteration == args['iterations'] else None
     framework = GatedClassification(

@@ -2,15 +2,16 @@
 
 from torch import Tensor, nn
 
-import published
-from shared.checkpoint import load_weights, read
+from shared.checkpoint import load_weights
 from shared.models.ecapa_tdnn import EcapaTdnn
 from shared.models.frontend import LogMel
 from shared.models.speaker_encoder import SpeakerEncoder
 
 
 def encoder_of(args, weights=None, width=None):
-    """The ECAPA-TDNN of `args`, with these weights; `width` replaces its C."""
+    """The ECAPA-TDNN of `args`; `weights` bring their own C, `width` replaces it."""
+    if weights is not None:
+        width = len(weights['stem.conv.weight'])
     network = EcapaTdnn(
         width=width or args['width'],
         mfa_width=args['mfa_width'],
@@ -21,16 +22,6 @@ def encoder_of(args, weights=None, width=None):
     if weights is not None:
         load_weights(network, weights, 'encoder')
     return SpeakerEncoder(LogMel(), network).to(args['device'])
-
-
-def weights_of(path):
-    """Weights of the ECAPA-TDNN in any file of a run, or in one the authors published."""
-    state = read(path)
-    if any('Network.' in name for name in state):
-        return published.read(path).encoder
-    prefix = 'encoder.network.'  # a framework's state; encoder.pt has no prefix
-    inner = {name[len(prefix) :]: x for name, x in state.items() if name.startswith(prefix)}
-    return inner or state
 
 
 class AugmentationDiscriminator(nn.Module):

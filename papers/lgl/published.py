@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from shared import checkpoint
 from shared.errors import UserError
 from shared.models.ecapa_tdnn import EcapaTdnn
 from shared.models.frontend import LogMel
@@ -102,6 +103,19 @@ def read(path: str | Path) -> Published:
         bias=float(state['Loss.b']) if first else None,
         classifier=None if first else state['Loss.weight'],
     )
+
+
+def weights_of(path):
+    """Weights of the ECAPA-TDNN in any file of a run, or in one the authors published."""
+    state = checkpoint.read(path)
+    if any('Network.' in name for name in state):
+        return read(path).encoder
+    prefix = 'encoder.network.'  # a framework's state; encoder.pt has no prefix
+    inner = {name[len(prefix) :]: x for name, x in state.items() if name.startswith(prefix)}
+    weights = inner or state
+    if 'stem.conv.weight' not in weights:
+        raise UserError(f'{path}: holds no encoder of this paper; it begins with {sorted(state)[:3]}')
+    return weights
 
 
 def _load(path: str | Path) -> dict[str, Tensor]:

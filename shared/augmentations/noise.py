@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+CPU_ROWS = 16  # worked on at a time, so that what is in between stays in the processor's cache
 POWER_FLOOR = 1e-4  # spec lgl 2.4; makes the SNR of quiet signals wrong: 3 dB at -40 dBFS (9.2)
 
 
@@ -28,5 +29,9 @@ def add_noise(waves: Tensor, noise: Tensor, row: Tensor, snr: Tensor) -> Tensor:
     if not len(row):
         return waves
     decibels = power_db(waves)[row] - power_db(noise) - snr
-    gain = torch.pow(10, decibels / 20)
-    return waves.index_add(0, row, gain[:, None] * noise)
+    gain = torch.pow(10, decibels / 20)[:, None]
+    rows = len(row) if waves.is_cuda else CPU_ROWS
+    out = waves.clone()
+    for r, v, g in zip(row.split(rows), noise.split(rows), gain.split(rows)):
+        out.index_add_(0, r, g * v)
+    return out

@@ -42,7 +42,7 @@ class Pcm16Wav:
         values = np.empty((frames, self.channels), dtype='<i2')
         try:
             self.file.seek(self.offset + 2 * self.channels * start)
-            found = self.file.readinto(values)
+            found = self.file.readinto(values.data)
         except OSError as error:
             raise AudioError(f'{self.path}: cannot be read ({error.strerror})') from None
         if found != values.nbytes:

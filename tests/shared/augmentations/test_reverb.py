@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.signal import convolve
 
-from shared.augmentations.reverb import power_db_gain, reverberate, unit_energy
+from shared.augmentations.reverb import fft_size, power_db_gain, reverberate, unit_energy
 
 
 def case(rows=5, responses=3, length=1000, taps=300):
@@ -58,6 +58,12 @@ def test_reverberate_of_many_rows_equals_each_alone():
     for i, r in enumerate(row):
         alone = reverberate(waves[r : r + 1], rir[i : i + 1], torch.tensor([0]))
         torch.testing.assert_close(together[r], alone[0])
+
+
+def test_fft_size_is_the_next_of_few_odd_factors():
+    sizes = sorted(k * 2**n for k in (1, 3, 5, 9, 15) for n in range(18))
+    for length in (*range(1, 300), 48240 + 15999, 65536, 65537):
+        assert fft_size(length) == next(size for size in sizes if size >= length)
 
 
 def test_reverberate_without_responses_gives_the_waves():

@@ -217,8 +217,10 @@ def test_bad_rule_and_prior_are_refused():
         min_dcf(TEN_SCORES, TEN_LABELS, 1.0)
 
 
-def test_bootstrap_equals_repeating_the_trials_of_each_draw():
+@pytest.mark.parametrize('sign', [1, -1])  # upside down, rejecting all is best
+def test_bootstrap_equals_repeating_the_trials_of_each_draw(sign):
     scores, labels = gaussian_trials(300)
+    scores = sign * scores
     rng = np.random.default_rng(1)
     enrol = rng.integers(8, size=300)
     test = np.where(labels, enrol, (enrol + rng.integers(1, 8, size=300)) % 8)

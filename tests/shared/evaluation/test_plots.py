@@ -33,9 +33,6 @@ def test_plots_are_png_files_of_report_width(tmp_path):
         picture = imread(path)
         assert picture.shape[1] == 1080
         assert picture[..., :3].std() > 0.05  # something was drawn
-    assert (
-        'matplotlib.pyplot' not in sys.modules or not sys.modules['matplotlib.pyplot'].get_fignums()
-    )
 
 
 def test_an_older_picture_stays_when_the_new_one_cannot_be_written(tmp_path, monkeypatch):
@@ -98,8 +95,17 @@ def test_extreme_systems_can_be_drawn(figure, distance):
     labels = np.arange(10) % 2
     draw_det('unused', [System('useless or perfect', distance * labels, labels)])
     draw_histogram('unused', distance * labels, labels)
-    low, high = figure[0].axes[0].get_xlim()
-    assert np.isfinite([low, high]).all() and low < high
+    axes = figure[0].axes[0]
+    assert axes.get_xlim()[0] < axes.get_xlim()[1]
+    drawn = np.concatenate([line.get_xydata() for line in axes.lines if len(line.get_xdata())])
+    assert np.isfinite(drawn).all()
+
+
+def test_a_system_best_rejected_has_no_min_dcf_point(figure):
+    labels = np.arange(10) % 2
+    draw_det('unused', [System('useless', 0.0 * labels, labels)])
+    assert [line.get_marker() for line in figure[0].axes[0].lines[1:]].count('o') == 1
+    assert not {'s', '^'} & {line.get_marker() for line in figure[0].axes[0].lines}
 
 
 def test_det_refuses_what_it_cannot_draw(tmp_path):
