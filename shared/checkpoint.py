@@ -5,13 +5,16 @@ One folder per phase of a recipe: `last.pt` (everything needed to continue), `be
 kill or a full disk leaves the previous one in place.
 """
 
+import contextlib
 import json
+import math
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -34,10 +37,11 @@ class Checkpoint:
 
     Args:
         folder: of this phase; made when missing.
-        keep: how many `epoch_NNNN.pt` to keep; older ones of this folder are removed.
+        keep: how many `epoch_NNNN.pt` to keep; those of earlier epochs are removed.
         save_minutes: time between two saves inside an epoch.
-        objects: anything with `state_dict` and `load_state_dict`; 'framework' is the one whose
-            weights go into best.pt and epoch_NNNN.pt. Give the module, not its DDP wrapper.
+        objects: anything with `state_dict` (called on every rank, stored by rank 0) and
+            `load_state_dict`; 'framework' is the one whose weights go into best.pt and
+            epoch_NNNN.pt. Give the module, not its DDP wrapper.
 
     Raises:
         UserError: on construction, when last.pt is there but of another model, or unreadable.
@@ -98,10 +102,11 @@ class Checkpoint:
 
     def end_epoch(self, metrics: dict[str, float], value: float) -> bool:
         """Records an epoch and saves; returns True when `value` is the lowest so far."""
-        self.history.append({'epoch': self._epoch, **metrics})
-        better = self.best is None or value < self.best['value']
+        self.history.append(_plain({'epoch': self._epoch, **metrics}))
+        lowest = self.best['value'] if self.best else math.nan
+        better = self.best is None or value < lowest or (math.isnan(lowest) and value == value)
         if better:
-            self.best = {'epoch': self._epoch, 'value': value}
+            self.best = _plain({'epoch': self._epoch, 'value': value})
         weights = self._objects['framework'].state_dict()
         if ddp.is_main():
             write(weights, self.folder / f'epoch_{self._epoch:04d}.pt')
@@ -110,13 +115,13 @@ class Checkpoint:
         self._epoch, self._batch = self._epoch + 1, 0
         self.save()
         if ddp.is_main():
-            for old in sorted(self.folder.glob('epoch_*.pt'))[: -self._keep or None]:
-                old.unlink()
+            for old in range(1, self._epoch - self._keep):
+                (self.folder / f'epoch_{old:04d}.pt').unlink(missing_ok=True)
         return better
 
     def finish(self, summary: dict[str, Any] | None = None) -> None:
         """Marks the phase as done; the same command will skip it from now on."""
-        self.summary = summary or {}
+        self.summary = _plain(summary or {})
         self.save()
 
     def load_best(self) -> None:
@@ -124,33 +129,40 @@ class Checkpoint:
         load_weights(self._objects['framework'], read(self.folder / 'best.pt'), 'best.pt')
 
     def save(self) -> None:
-        """Writes last.pt; every rank calls it, rank 0 writes."""
-        generators = ddp.gather_objects(_generators())
-        if not ddp.is_main():
-            return
+        """Writes last.pt; every rank calls it, rank 0 writes and the others wait for it."""
         state = {
             'position': {'epoch': self._epoch, 'batch': self._batch},
             'history': self.history,
             'best': self.best,
             'summary': self.summary,
-            'generators': generators,
+            'generators': ddp.gather_objects(_generators()),
             'objects': {name: item.state_dict() for name, item in self._objects.items()},
         }
-        write(state, self.folder / 'last.pt')
+        if ddp.is_main():
+            write(state, self.folder / 'last.pt')
+        # One that ended after Ctrl-C would end rank 0 while it writes; one that reads the file
+        # next must not see the previous one.
+        ddp.barrier()
 
     def _resume(self) -> None:
         path = self.folder / 'last.pt'
         if not path.exists():
             return
         state = read(path)
-        missing = set(self._objects) ^ set(state.get('objects', {}))
-        if missing:
-            raise UserError(f'{path}: another kind of run (differs in {sorted(missing)})')
+        stored = state.get('objects') if isinstance(state, dict) else None
+        if stored is None:
+            raise UserError(f'{path}: not a checkpoint of a run (weights alone, perhaps)')
+        differing = self._objects.keys() ^ stored.keys()
+        if differing:
+            raise UserError(f'{path}: another kind of run (differs in {sorted(differing)})')
         for name, item in self._objects.items():
             if isinstance(item, torch.nn.Module):
-                load_weights(item, state['objects'][name], str(path))
-            else:
-                item.load_state_dict(state['objects'][name])
+                load_weights(item, stored[name], f'{path} ({name})')
+                continue
+            try:
+                item.load_state_dict(stored[name])
+            except (KeyError, ValueError) as error:  # an optimizer of other parameter groups
+                raise UserError(f'{path} ({name}): state of another run: {error}') from None
         self._epoch, self._batch = state['position']['epoch'], state['position']['batch']
         self.history, self.best = state['history'], state['best']
         self.summary = state['summary']
@@ -158,8 +170,9 @@ class Checkpoint:
             _set_generators(state['generators'][ddp.rank()])
 
 
-def write(state: Any, path: Path) -> None:
-    """`torch.save` that leaves either the whole new file or the old one.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` once complete; until then the old one stays.
 
     Raises:
         UserError: the disk is full or not writable; nothing was lost.
@@ -168,16 +181,24 @@ def write(state: Any, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, 'wb') as file:
-            torch.save(state, file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
         raise UserError(
             f'{path}: could not be saved ({error}); the previous file is untouched. '
             'Free some space or mend the folder, then run the same command again'
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write(state: Any, path: Path) -> None:
+    """`torch.save` through `replacing`, whose error it raises."""
+    with replacing(path) as file:
+        torch.save(state, file)
 
 
 def read(path: str | Path, device: str = 'cpu') -> Any:
@@ -190,8 +211,12 @@ def read(path: str | Path, device: str = 'cpu') -> Any:
         return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise UserError(f'{path}: no such checkpoint file') from None
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        foreign = re.search(r'GLOBAL (\S+)', str(error))
+        if foreign:
+            reason = f'it holds {foreign[1]}, not only tensors and plain values; never executed'
+        else:
+            reason = (str(error).strip().splitlines() or [repr(error)])[0][:200]
         raise UserError(f'{path}: not a readable checkpoint ({reason})') from None
 
 
@@ -205,21 +230,21 @@ def once(path: Path, make: Callable[[], dict]) -> dict:
     stored = ddp.broadcast_object(stored)
     if stored is not None:
         return json.loads(stored)
-    result = make()
+    result = json.dumps(_plain(make()), indent=1)
     if ddp.is_main():
-        temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(result, indent=1))
-        os.replace(temporary, path)
-    return result
+        with replacing(path) as file:
+            file.write(result.encode())
+    return json.loads(result)
 
 
 def load_weights(module: torch.nn.Module, state: dict[str, Any], source: str) -> None:
     """Strict `load_state_dict` whose one-line error names what does not fit.
 
     Raises:
-        UserError: missing, unexpected or differently shaped entries.
+        UserError: missing, unexpected or differently shaped entries, or no entries at all.
     """
+    if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
+        raise UserError(f'{source}: not a set of weights (named tensors)')
     own = module.state_dict()
     missing = sorted(own.keys() - state.keys())
     unexpected = sorted(state.keys() - own.keys())
@@ -242,12 +267,23 @@ def load_weights(module: torch.nn.Module, state: dict[str, Any], source: str) ->
     module.load_state_dict(state)
 
 
+def _plain(item: Any) -> Any:
+    """Numbers of numpy or torch as Python's own: `read` would refuse those of numpy."""
+    if isinstance(item, dict):
+        return {key: _plain(value) for key, value in item.items()}
+    if isinstance(item, list | tuple):
+        return [_plain(value) for value in item]
+    return item.tolist() if isinstance(item, np.generic | np.ndarray | torch.Tensor) else item
+
+
 def _generators() -> dict[str, Any]:
     """The state of every random generator of this process, as tensors and plain values."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    legacy = np.random.get_state(legacy=False)
+    keys = torch.from_numpy(legacy['state']['key'].astype(np.int64))
+    position, has_gauss, cached = legacy['state']['pos'], legacy['has_gauss'], legacy['gauss']
     state = {
         'python': random.getstate(),
-        'numpy': (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        'numpy': (legacy['bit_generator'], keys, position, has_gauss, cached),
         'torch': torch.get_rng_state(),
     }
     if torch.cuda.is_available():

@@ -57,9 +57,10 @@ def all_reduce(tensor: Tensor, op: str = 'sum') -> Tensor:
         tensor: equal shapes on every rank.
         op: 'sum', 'mean' or 'max'.
     """
+    kind = {'sum': dist.ReduceOp.SUM, 'mean': dist.ReduceOp.SUM, 'max': dist.ReduceOp.MAX}[op]
     result = tensor.detach().clone()
     if world_size() > 1:
-        dist.all_reduce(result, dist.ReduceOp.MAX if op == 'max' else dist.ReduceOp.SUM)
+        dist.all_reduce(result, kind)
         if op == 'mean':
             result = result / world_size()
     return result
@@ -69,8 +70,9 @@ def all_gather(tensor: Tensor) -> Tensor:
     """Rows of every rank in rank order, (N, ...) -> (W * N, ...); equal shapes, no gradient."""
     if world_size() == 1:
         return tensor.detach()
-    parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(parts, tensor.detach().contiguous())
+    own = tensor.detach().contiguous()
+    parts = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(parts, own)
     return torch.cat(parts)
 
 
@@ -173,8 +175,10 @@ def spawn(run: Callable, args: dict, experiment_args: dict, processes: int) -> N
         while not context.join(grace_period=GRACE):
             pass
     except torch.multiprocessing.ProcessExitedException as error:
-        if error.signal_name:
-            print(f'{error}: every process was stopped', file=sys.stderr)
+        for number, process in enumerate(context.processes):
+            if process.exitcode < 0 and process.exitcode != -signal.SIGTERM:  # that was us
+                name = signal.Signals(-process.exitcode).name
+                print(f'rank {number} was ended by {name}: all were stopped', file=sys.stderr)
         raise SystemExit(error.exit_code if error.exit_code > 0 else 1) from None
     finally:
         signal.signal(signal.SIGINT, previous)

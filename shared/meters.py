@@ -36,7 +36,7 @@ class Meters:
             return {}
         rows = [[float(self._sums[name]), self._weights[name]] for name in names]
         table = torch.tensor(rows, dtype=torch.float64)
-        if over_ranks and dist.is_initialized() and dist.get_world_size() > 1:
+        if over_ranks and _world_size() > 1:
             table = table.to('cuda' if dist.get_backend() == 'nccl' else 'cpu')
             dist.all_reduce(table)
         return {
@@ -49,16 +49,29 @@ class Meters:
         self._weights.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """For `Checkpoint`."""
+        """The sums of every rank, for `Checkpoint`; every rank calls it."""
         sums = {name: float(value) for name, value in self._sums.items()}
-        return {'sums': sums, 'weights': dict(self._weights)}
+        ranks: list = [{'sums': sums, 'weights': dict(self._weights)}]
+        if _world_size() > 1:
+            own, ranks = ranks[0], [None] * _world_size()
+            dist.all_gather_object(ranks, own)
+        return {'ranks': ranks}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """For `Checkpoint`."""
-        self._sums = {
-            name: torch.tensor(value, dtype=torch.float64) for name, value in state['sums'].items()
-        }
-        self._weights = dict(state['weights'])
+        """Takes up this rank's sums; those of ranks that are no more go to the remaining ones."""
+        self.clear()
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        for index, part in enumerate(state['ranks']):
+            own = index % _world_size() == rank
+            for name, value in part['sums'].items():  # every rank gets every name, see `means`
+                total = torch.tensor(value if own else 0.0, dtype=torch.float64)
+                self._sums[name] = self._sums[name] + total if name in self._sums else total
+                weight = part['weights'][name] if own else 0.0
+                self._weights[name] = self._weights.get(name, 0.0) + weight
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 class Progress:

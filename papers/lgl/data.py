@@ -135,6 +135,10 @@ class Corpus:
         ]
         self.valid = self.tests[0] if args['selection'] == 'test' else self.validation_list()
         self.train = self.training_list()
+        if args['clusters'] > len(self.train):
+            raise DataError(
+                f'clusters {args["clusters"]}: the train list has {len(self.train)} utterances only'
+            )
 
     def training_list(self):
         """The train list with durations; kept in the run folder, so that it is made once."""

@@ -198,6 +198,8 @@ def finish(name, loop, encoder, corpus, table, args):
         epochs, selected = len(loop.history), loop.history[-1].get('selected')
         row = score(name, encoder, corpus, args)
         loop.finish({**row, 'epochs': epochs, 'selected %': selected})
+        if ddp.is_main() and (loop.skipped.files or loop.skipped.converted):
+            tqdm.write(f'{name}: {loop.skipped.summary()}')
     table.append(loop.summary)
     return loop.folder / 'best.pt'
 

@@ -1,0 +1,360 @@
+"""Whole runs of papers/lgl from its command line, on a corpus of twelve speakers."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from shared.datasets import demo
+from shared.losses.aam_softmax import AamSoftmax
+from shared.losses.contrastive import ContrastiveLoss
+
+ROOT = Path(__file__).parents[2]
+MAIN = ROOT / 'papers' / 'lgl' / 'main.py'
+SMALL = {
+    'width': 8,
+    'mfa_width': 24,
+    'attention_width': 8,
+    'se_width': 8,
+    'embed_size': 16,
+    'contrastive_epoch': 2,
+    'contrastive_batch': 8,
+    'contrastive_crop': 8000,
+    'crop_size': 12000,
+    'batch_size': 8,
+    'clusters': 4,
+    'iterations': 1,
+    'gates': '2.0',
+    'patience': 1,
+    'phase_epoch_min': 1,
+    'phase_epoch_max': 2,
+    'eval_seconds': 60,
+    'num_workers': 0,
+    'usable_gpu': '',
+}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+    return demo.make(
+        tmp_path_factory.mktemp('corpus') / 'demo',
+        train_speakers=6,
+        valid_speakers=3,
+        test_speakers=3,
+        videos=2,
+        utterances_per_video=2,
+        seconds=(1.2, 2.0),
+        trials=40,
+        musan_files=(3, 9, 3),
+        rooms=3,
+    )
+
+
+def command(corpus, path_log, **changes):
+    """The command line of a small run."""
+    paths = {
+        'path_train': corpus.train,
+        'list_train': corpus.train_list,
+        'path_test': corpus.vox1,
+        'trials_test': corpus.trials['O'],
+        'path_valid': corpus.vox1,
+        'trials_valid': corpus.trials['valid'],
+        'path_musan': corpus.musan,
+        'path_rir': corpus.rirs,
+    }
+    values = {**paths, 'path_log': path_log, 'name': 'run', **SMALL, **changes}
+    return [str(MAIN), *(str(word) for key in values for word in (f'--{key}', values[key]))]
+
+
+def run(corpus, path_log, launcher=(sys.executable,), status=0, **changes):
+    """Runs to the end; returns the run folder and what was printed."""
+    done = subprocess.run(
+        [*launcher, *command(corpus, path_log, **changes)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+    )
+    assert done.returncode == status, done.stdout[-2000:] + done.stderr[-3000:]
+    return Path(path_log) / 'LGL' / changes.get('name', 'run'), done.stdout + done.stderr
+
+
+@pytest.fixture(scope='module')
+def finished(corpus, tmp_path_factory):
+    """An undisturbed run: its folder and what it printed."""
+    return run(corpus, tmp_path_factory.mktemp('runs'))
+
+
+def weights(folder):
+    return torch.load(folder / 'encoder.pt', weights_only=True)
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def trials_in(corpus, name):
+    return len(corpus.trials[name].read_text().splitlines())
+
+
+def test_recipe_leaves_table_plots_report_and_encoder(corpus, finished):
+    folder, printed = finished
+    results = json.loads((folder / 'results.json').read_text())
+    assert [row['phase'] for row in results['table']] == ['untrained', 'contrastive', '1T', '1L']
+    assert results['table'][2]['NMI %'] > 0 and 'selected %' in results['table'][3]
+    evaluation = results['evaluations'][0]
+    assert evaluation['trials'] == trials_in(corpus, 'O') and len(evaluation['sha256']) == 64
+    for name in ('report.html', 'encoder.pt', 'metrics.jsonl', 'plots/det.png', 'labels/1.txt'):
+        assert (folder / name).stat().st_size > 0
+    assert 'untrained' in printed and 'report.html' in printed
+
+
+def test_second_start_of_a_finished_run_changes_nothing(corpus, finished, tmp_path):
+    folder, _ = finished
+    copy = tmp_path / 'LGL' / 'run'
+    shutil.copytree(folder, copy)
+    before = weights(copy)
+    results = (copy / 'results.json').read_text()
+    run(corpus, tmp_path)
+    assert same(before, weights(copy))
+    assert (copy / 'results.json').read_text() == results
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, 'the run ended too early'
+        time.sleep(0.005)
+
+
+def test_run_killed_at_three_moments_ends_with_the_same_bits(corpus, finished, tmp_path):
+    """Killed in mid-epoch of Stage I, right after clustering, and in the gated phase."""
+    folder = tmp_path / 'LGL' / 'run'
+    moments = [
+        lambda: (folder / 'contrastive' / 'last.pt').exists(),
+        lambda: (folder / 'labels' / '1.txt').exists(),
+        lambda: (folder / '1L' / 'last.pt').exists(),
+    ]
+    for moment in moments:
+        line = command(corpus, tmp_path, save_minutes=1e-6)  # a save after every step
+        process = subprocess.Popen([sys.executable, *line], cwd=ROOT, stderr=subprocess.DEVNULL)
+        wait_for(moment, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (folder / 'results.json').exists()
+    run(corpus, tmp_path, save_minutes=1e-6)
+    assert same(weights(finished[0]), weights(folder))
+    first, second = (json.loads((f / 'results.json').read_text()) for f in (finished[0], folder))
+    assert first == second
+    curves = [logged(f) for f in (finished[0], folder)]
+    assert curves[0] == curves[1]
+
+
+def logged(folder):
+    """name -> {step: value}, the last line of a step winning; speeds differ between runs."""
+    values = {}
+    for line in (folder / 'metrics.jsonl').read_text().splitlines():
+        entry = json.loads(line)
+        if not re.search('second|wait', entry['name']):
+            values[entry['name'], entry['step']] = entry['value']
+    return values
+
+
+def test_ctrl_c_saves_and_the_same_command_continues(corpus, finished, tmp_path):
+    folder = tmp_path / 'LGL' / 'run'
+    process = subprocess.Popen(
+        [sys.executable, *command(corpus, tmp_path)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: (folder / 'untrained.json').exists(), process)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors[-2000:]
+    assert 'the same command continues' in errors and 'Traceback' not in errors
+    run(corpus, tmp_path)
+    assert same(weights(finished[0]), weights(folder))
+
+
+def test_torchrun_on_two_processes_runs_the_recipe(corpus, tmp_path):
+    launcher = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
+    folder, _ = run(corpus, tmp_path, launcher)
+    table = json.loads((folder / 'results.json').read_text())['table']
+    assert [row['phase'] for row in table] == ['untrained', 'contrastive', '1T', '1L']
+
+
+def test_baseline_phases_and_evaluation_run_alone(corpus, tmp_path):
+    folder, _ = run(corpus, tmp_path, phase='contrastive', lgl='false')
+    assert not (folder / 'labels').exists()
+    run(corpus, tmp_path, phase='cluster', lgl='false')
+    assert (folder / 'labels' / '1.txt').exists() and not (folder / '1T').exists()
+    run(corpus, tmp_path, phase='classify', lgl='false')
+    assert (folder / '1T' / 'best.pt').exists() and not (folder / '1L').exists()
+    trials = f'{corpus.trials["O"]},{corpus.trials["E"]}'
+    run(corpus, tmp_path, eval='true', trials_test=trials, lgl='false')
+    results = json.loads((folder / 'evaluation' / 'results.json').read_text())
+    counts = [record['trials'] for record in results['evaluations']]
+    assert counts == [trials_in(corpus, 'O'), trials_in(corpus, 'E')]
+
+
+def test_last_iteration_can_be_wider(corpus, tmp_path):
+    folder, _ = run(corpus, tmp_path, iterations=2, gates='2.0,2.0', width_last=16)
+    assert len(weights(folder)['stem.conv.weight']) == 16
+    assert len(torch.load(folder / '1L' / 'best.pt', weights_only=True)['encoder.network.stem.conv.weight']) == 8
+
+
+# --- wrong input: one line, and nothing is lost
+
+
+def refused(corpus, path_log, **changes):
+    """The last line printed by a run that must fail, and fail without a traceback."""
+    status = changes.pop('status', 1)
+    _, printed = run(corpus, path_log, status=status, **changes)
+    assert 'Traceback' not in printed
+    return [line for line in printed.splitlines() if line.strip()][-1]
+
+
+def test_missing_paths_are_named_at_once(corpus, tmp_path):
+    line = refused(corpus, tmp_path, path_musan='/nowhere/musan', trials_test='/nowhere/o.txt')
+    assert 'path_musan /nowhere/musan' in line and 'trials_test /nowhere/o.txt' in line
+    assert not (tmp_path / 'LGL').exists()
+
+
+def test_other_arguments_in_the_same_folder_are_refused(corpus, finished):
+    folder = finished[0]
+    before = (folder / 'arguments.json').read_bytes()
+    line = refused(corpus, folder.parent.parent, lr=0.5)
+    assert 'lr' in line and '0.5' in line and 'name' in line
+    assert (folder / 'arguments.json').read_bytes() == before
+
+
+def test_more_clusters_than_utterances_are_refused_before_training(corpus, tmp_path):
+    line = refused(corpus, tmp_path, clusters=1000)
+    assert 'clusters 1000' in line and '24 utterances' in line
+    assert not (tmp_path / 'LGL' / 'run' / 'contrastive').exists()
+
+
+def test_unknown_trial_id_is_named(corpus, tmp_path):
+    trials = tmp_path / 'trials.txt'
+    trials.write_text(corpus.trials['O'].read_text() + '1 id1/none/1.wav id1/none/2.wav\n')
+    line = refused(corpus, tmp_path, trials_test=trials)
+    assert 'id1/none/1.wav' in line
+
+
+def test_checkpoint_of_another_model_is_named(corpus, tmp_path):
+    torch.save({'some.weight': torch.ones(1)}, tmp_path / 'other.pt')
+    line = refused(corpus, tmp_path, published=tmp_path / 'other.pt')
+    assert 'other.pt' in line and 'some.weight' in line
+
+
+def test_batch_that_does_not_divide_among_processes_is_refused(corpus, tmp_path):
+    launcher = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
+    done = subprocess.run(
+        [*launcher, *command(corpus, tmp_path, contrastive_batch=9)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+    )
+    assert done.returncode != 0
+    assert len(re.findall('9 does not divide', done.stderr)) == 1
+
+
+def test_corrupt_files_are_replaced_counted_and_listed(corpus, tmp_path):
+    train = tmp_path / 'wav'
+    shutil.copytree(corpus.train, train)
+    files = sorted(train.rglob('*.wav'))
+    files[0].write_bytes(b'')
+    files[1].write_bytes(b'RIFF not a wave file')
+    folder, printed = run(corpus, tmp_path, path_train=train, max_bad_share=0.9)
+    listed = (folder / 'contrastive' / 'skipped.txt').read_text()
+    assert files[0].name in listed and files[1].name in listed
+    assert 'replaced' in printed
+    labels = dict(line.split() for line in (folder / 'labels' / '1.txt').read_text().splitlines())
+    assert sorted(labels.values()).count('-1') == 2
+
+
+def test_resampled_and_stereo_audio_is_used_and_counted(corpus, tmp_path):
+    train = tmp_path / 'wav'
+    shutil.copytree(corpus.train, train)
+    path = sorted(train.rglob('*.wav'))[0]
+    wave, _ = soundfile.read(path)
+    soundfile.write(path, np.stack([wave, wave], 1), 8000)
+    _, printed = run(corpus, tmp_path, path_train=train, phase='contrastive')
+    assert re.search(r'\d+ mixed to mono', printed) and re.search(r'\d+ resampled', printed)
+
+
+# --- two processes learn what one does
+
+
+def one_epoch(stage, folder, corpus_args):
+    """Losses and weights after an epoch with batch statistics frozen, on however many ranks."""
+    sys.path.insert(0, str(MAIN.parent))
+    import data
+    import framework
+    import models
+    import train
+
+    from shared import ddp
+    from shared.datasets.loading import SkippedFiles
+    from shared.loop import Loop
+
+    torch.manual_seed(0)
+    args = {**corpus_args, 'device': 'cpu'}
+    corpus = data.Corpus(args)
+    encoder = models.encoder_of(args)
+    adversary = framework.Adversary(models.AugmentationDiscriminator(args['embed_size']))
+    if stage == 'contrastive':
+        method = framework.Contrastive(encoder, ContrastiveLoss())
+        loader = corpus.contrastive_loader()
+    else:
+        method = framework.GatedClassification(encoder, AamSoftmax(4, args['embed_size']))
+        labels = np.arange(len(corpus.train)) % 4
+        loader = corpus.labelled_loader(labels)
+    for module in [*method.modules(), *adversary.modules()]:
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.eval()
+            module.train = lambda mode=True, module=module: module  # stays frozen
+    parallel, critic = method.distribute('cpu'), adversary.distribute('cpu')
+    # plain gradient steps: Adam would blow up rounding where a gradient is near zero
+    optimizer = torch.optim.SGD(method.learnable(), lr=0.01)
+    critic_optimizer = torch.optim.SGD(adversary.learnable(), lr=0.01)
+    skipped = SkippedFiles(Path(folder) / 'skipped.txt', 0.0)
+    loop = Loop(folder, loader, skipped, framework=method)
+    if stage == 'contrastive':
+        args['contrastive_lr'] = 0.01
+        metrics = train.contrastive_epoch(
+            1, loop, parallel, critic, optimizer, critic_optimizer, args
+        )
+    else:
+        metrics = train.classification_epoch('1L', loop, parallel, optimizer, args['gate'], args)
+    del metrics['utterances_per_second'], metrics['step_seconds'], metrics['data_wait_percent']
+    return metrics, ddp.unwrap(parallel).copy_of_state()
+
+
+@pytest.mark.parametrize('stage', ['contrastive', 'classification'])
+def test_two_processes_learn_what_one_does(stage, corpus, tmp_path, run_ranks, paper):
+    lgl = paper('lgl')
+    args, _, _ = lgl.arguments.get_args(command(corpus, tmp_path)[1:])
+    args['gate'] = 14.0  # of the losses around it, some pass
+    (one, state), *_ = run_ranks(one_epoch, stage, str(tmp_path / 'one'), args, ranks=1)
+    (two, state_of_two), (also, _) = run_ranks(one_epoch, stage, str(tmp_path / 'two'), args)
+    assert two == also
+    assert one == pytest.approx(two, abs=1e-5, rel=1e-5)
+    if stage == 'classification':
+        assert 10 < one['selected'] < 90
+    for name, value in state.items():
+        torch.testing.assert_close(state_of_two[name], value, rtol=1e-4, atol=1e-6)
