@@ -158,13 +158,13 @@ def launch(run: Callable, args: dict, experiment_args: dict) -> None:
     if gpus <= 1:
         _process(0, run, args, experiment_args, None)
         return
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(_free_port()))
-    os.environ.update(WORLD_SIZE=str(gpus))
     spawn(run, args, experiment_args, gpus)
 
 
 def spawn(run: Callable, args: dict, experiment_args: dict, processes: int) -> None:
-    """Starts `processes` ranks on this machine; `MASTER_*` and `WORLD_SIZE` are in the environment."""
+    """`launch` with this many ranks on this machine, spawned and watched from here."""
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(_free_port()))
+    os.environ['WORLD_SIZE'] = str(processes)
     folder = tempfile.TemporaryDirectory(prefix='sv-')
     gate = os.path.join(folder.name, 'failed')
     context = torch.multiprocessing.start_processes(
@@ -176,8 +176,9 @@ def spawn(run: Callable, args: dict, experiment_args: dict, processes: int) -> N
             pass
     except torch.multiprocessing.ProcessExitedException as error:
         for number, process in enumerate(context.processes):
-            if process.exitcode < 0 and process.exitcode != -signal.SIGTERM:  # that was us
-                name = signal.Signals(-process.exitcode).name
+            ended = -(process.exitcode or 0)
+            if ended > 0 and ended != signal.SIGTERM:  # that one came from here
+                name = signal.Signals(ended).name
                 print(f'rank {number} was ended by {name}: all were stopped', file=sys.stderr)
         raise SystemExit(error.exit_code if error.exit_code > 0 else 1) from None
     finally:
@@ -223,11 +224,11 @@ def _process(local_rank, run, args, experiment_args, gate) -> None:
 
 def _say_once(gate: str | None, text: str) -> None:
     """Prints, unless another rank of this run on this machine has already done so."""
-    if gate is not None:
-        try:
+    try:
+        if gate is not None:
             os.close(os.open(gate, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return
+    except FileExistsError:
+        return
     print(text, end='', file=sys.stderr, flush=True)
 
 
@@ -259,7 +260,7 @@ def _choose_gpus(usable_gpu: str | None) -> int:
         known = visible.split(',') if visible else None
         there = len(known) if known else torch.cuda.device_count()
         for part in wanted:
-            if not part.isdigit() or int(part) >= there:
+            if not part.isdigit() or int(part) >= there or wanted.count(part) > 1:
                 raise SystemExit(f'error: usable_gpu {usable_gpu}: there are {there} GPUs here')
         chosen = [known[int(part)] if known else part for part in wanted]
         os.environ['CUDA_VISIBLE_DEVICES'] = ','.join(chosen)

@@ -35,8 +35,7 @@ class SystemArgs:
     phase: Literal['all', 'contrastive', 'cluster', 'classify'] = (
         'all'  # Stage I / next labels / II
     )
-    eval: bool = False  # only score the test lists: this run's model, or --published
-    published: str | None = None  # checkpoint of the authors' code; replaces Stage I, or is scored
+    eval: bool = False  # only score the test lists: this run's encoder, or --published
 
     # resources
     usable_gpu: str | None = None  # '0,1'; none: every visible GPU; '': the CPU
@@ -64,7 +63,8 @@ class ExperimentArgs:
     embed_size: int = 192
 
     # Stage I: contrastive learning with augmentation-adversarial training
-    contrastive_epoch: int = 80  # published model: 50
+    published: str | None = None  # checkpoint of the authors, or one of ours, instead of Stage I
+    contrastive_epoch: int = 80  # published model: 50; authors' code: 79
     contrastive_batch: int = 300  # over all GPUs; paper: 256
     contrastive_crop: int = 180 * 160 + 240  # samples at 16 kHz, 1.8 s
     contrastive_lr: float = 1e-3
@@ -77,6 +77,7 @@ class ExperimentArgs:
     lgl: bool = True  # false: the baseline, without gated phases
     gates: tuple[float, ...] = (1.0, 3.0, 3.0, 5.0, 6.0)  # loss threshold of each iteration
     clusters: int = 6000
+    cluster_seed: int = 1234
     spherical: bool = False  # unit-norm centroids; the authors' k-means has plain means
     cluster_audio: Literal['shortest', 'whole'] = 'shortest'  # cut to the shortest of its batch
     restart: Literal['contrastive', 'previous'] = (
@@ -91,9 +92,11 @@ class ExperimentArgs:
     # Stage II: when a phase ends (the authors' controller)
     patience: int = 3  # evaluations in a row worse than the best
     phase_epoch_min: int = 4
-    phase_epoch_max: int = 30  # per phase; the authors' code has a total only
+    phase_epoch_max: int = 30  # of one phase, T or L; the authors' code has a total only
     epoch_total: int | None = None  # of all Stage II phases; authors' code: 100
     selection: Literal['valid', 'test'] = 'valid'  # authors' code: the test list, with its labels
+
+    eer_rule: Literal['interpolated', 'max'] = 'interpolated'  # authors' code: max(FPR, FNR)
 
     # augmentation
     snr_noise: tuple[float, float] = (0.0, 15.0)  # dB, range of the uniform draw
@@ -121,7 +124,13 @@ class ExperimentArgs:
 
 PRESETS = {
     # the authors' released code, selection on the test list included
-    'repo': {'epoch_total': 100, 'selection': 'test'},
+    'repo': {
+        'contrastive_epoch': 79,
+        'phase_epoch_max': 100,
+        'epoch_total': 100,
+        'selection': 'test',
+        'eer_rule': 'max',
+    },
     # what the paper and the authors' answers to users say, where the code differs
     'paper': {
         'contrastive_epoch': 50,

@@ -72,13 +72,17 @@ class ContrastiveSet:
 
 
 class LabelledCrops:
-    """Stage II: one crop and its pseudo-label; room and noise are drawn independently."""
+    """Stage II: one crop and its pseudo-label; room and noise are drawn independently.
 
-    def __init__(self, utterances, labels, musan, rirs, args):
+    `phase` numbers the T and L phases: each draws anew, so that a gate never judges the very
+    crops that the phase before has learnt.
+    """
+
+    def __init__(self, utterances, labels, musan, rirs, args, phase=1):
         self.utterances, self.labels = utterances, labels
         self.musan, self.rirs = musan, rirs
         self.reader = AudioReader()
-        self.crop, self.seed = args['crop_size'], args['rand_seed'] + 1
+        self.crop, self.seed, self.phase = args['crop_size'], args['rand_seed'], phase
         self.reverb_prob, self.noise_prob = args['reverb_prob'], args['noise_prob']
         self.babble = args['babble']
         self.snr = {name: args[f'snr_{name}'] for name in CATEGORIES}
@@ -91,8 +95,8 @@ class LabelledCrops:
         return with_substitute(lambda i: self.sample(epoch, i), index, len(self))
 
     def sample(self, epoch, index):
-        """One utterance, a function of (seed, epoch, index) alone."""
-        rng = sample_rng(self.seed, epoch, index)
+        """One utterance, a function of (seed, phase, epoch, index) alone."""
+        rng = sample_rng(self.seed, epoch, index, self.phase)
         with self.reader.open(self.utterances.path(index)) as audio:
             start = int(rng.integers(max(audio.length - self.crop, 0) + 1))
             wave = audio.read(start, self.crop)
@@ -119,21 +123,13 @@ class Corpus:
     Attributes: `train` (Utterances with seconds), `valid` and `tests` (TrialList), `musan`, `rirs`.
     """
 
-    def __init__(self, args):
-        if args['demo'] and ddp.is_main():
-            demo.make(args['path_demo'])
-        ddp.barrier()
-        if args['demo']:
-            point_at_demo(args)
+    def __init__(self, args, tests):
         self.args = args
         self.folder = Path(args['path_log']) / 'lists'
         self.musan = Musan(args['path_musan'], AudioReader())
         self.rirs = Rirs(args['path_rir'], AudioReader())
-        self.tests = [
-            TrialList(voxceleb.read_trials(path, args['path_test']), args['path_test'], args)
-            for path in args['trials_test']
-        ]
-        self.valid = self.tests[0] if args['selection'] == 'test' else self.validation_list()
+        self.tests = tests
+        self.valid = tests[0] if args['selection'] == 'test' else self.validation_list()
         self.train = self.training_list()
         if args['clusters'] > len(self.train):
             raise DataError(
@@ -198,10 +194,9 @@ class Corpus:
             on_error='skip',
         )
 
-    def _loader(self, data, batch_size):
-        sampler = ShuffledBatches(
-            len(data), batch_size, self.args['rand_seed'], ddp.rank(), ddp.world_size()
-        )
+    def _loader(self, data, batch_size, phase=0):
+        seed = self.args['rand_seed'] + phase
+        sampler = ShuffledBatches(len(data), batch_size, seed, ddp.rank(), ddp.world_size())
         return train_loader(data, sampler, self.args['num_workers'])
 
 
@@ -229,14 +224,24 @@ class TrialList:
         )
 
 
-def point_at_demo(args):
-    """Replaces the paths by those of the built-in corpus."""
-    corpus = demo.make(args['path_demo'])
+def test_lists(args):
+    """The lists of `trials_test`, each with the loader of its files."""
+    root = args['path_test']
+    return [TrialList(voxceleb.read_trials(path, root), root, args) for path in args['trials_test']]
+
+
+def use_demo_corpus(args):
+    """Builds the corpus of `--demo`, once, and points the paths at it."""
+    root = Path(args['path_scripts']).parents[1] / args['path_demo']
+    if ddp.is_main():
+        demo.make(root)
+    ddp.barrier()
+    corpus = demo.make(root)
     args.update(
         path_train=str(corpus.train),
         list_train=str(corpus.train_list),
         path_test=str(corpus.vox1),
-        trials_test=(str(corpus.trials['O']),),
+        trials_test=tuple(str(corpus.trials[name]) for name in 'OEH'),
         path_valid=str(corpus.vox1),
         trials_valid=str(corpus.trials['valid']),
         path_musan=str(corpus.musan),
@@ -270,8 +275,10 @@ def check_paths(args):
     """Every missing path at once, before anything is built."""
     if args['demo']:
         return
-    names = ['path_train', 'list_train', 'path_test', 'path_musan', 'path_rir', 'published']
-    names += ['path_valid', 'trials_valid'] if args['selection'] == 'valid' else []
+    names = ['path_test', 'published']
+    if not args['eval']:
+        names += ['path_train', 'list_train', 'path_musan', 'path_rir']
+        names += ['path_valid', 'trials_valid'] if args['selection'] == 'valid' else []
     wanted = [(name, args[name]) for name in names if args[name] is not None]
     wanted += [('trials_test', path) for path in args['trials_test']]
     missing = [f'{name} {path}' for name, path in wanted if not Path(path).exists()]

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from shared import ddp
-from shared.datasets.voxceleb import known_name
 from shared.evaluation import plots
+from shared.evaluation.report import write_report
 from shared.evaluation.tables import text_table
 from shared.evaluation.verification import write_results
 from train import validate
@@ -27,24 +26,24 @@ def score(phase, encoder, corpus, args):
     return {'phase': phase, 'EER %': record['eer'], **costs}
 
 
-def evaluate(encoder, corpus, folder, table, args):
-    """Scores every test list, with intervals; writes results.json and the plots."""
+def evaluate(encoder, tests, folder, table, args):
+    """Scores the test lists with intervals; writes results.json, plots and report.html."""
     records = []
-    for trial_list in corpus.tests:
-        name = Path(trial_list.trials.name).stem
-        known = known_name(len(trial_list.trials))
-        record, scores = validate(encoder, trial_list, args, resamples=1000, known_name=known)
+    for number, trial_list in enumerate(tests):
+        trials, name = trial_list.trials, Path(trial_list.trials.name).stem
+        record, scores = validate(encoder, trial_list, args, resamples=1000)
         records.append({'list': name, **record})
-        if ddp.is_main():
-            plots.draw_histogram(
-                folder / 'plots' / f'scores_{name}.png',
-                scores,
-                trial_list.trials.labels,
-                title=f'{known or name}: {len(scores):,} trials',
-            )
+        if not ddp.is_main():
+            continue
+        title = f'{record["known_name"] or name}: {len(scores):,} trials'
+        histogram = folder / 'plots' / f'scores_{name}.png'
+        plots.draw_histogram(histogram, scores, trials.labels, title=title)
+        systems = [plots.System('this encoder', scores, trials.labels)]
+        if number == 0:
+            systems = phase_systems(trials.labels, table, args) or systems
+        plots.draw_det(folder / 'plots' / f'det_{name}.png', systems, title=title)
     if not ddp.is_main():
         return
-    draw_det_of_phases(corpus.tests[0].trials, folder, table, args)
     write_results(folder / 'results.json', table, records)
     summary = [
         {
@@ -56,16 +55,13 @@ def evaluate(encoder, corpus, folder, table, args):
         }
         for record in records
     ]
-    tqdm.write('\n\n'.join(text_table(rows) for rows in (table, summary) if rows))
+    print('\n\n'.join(text_table(rows) for rows in (table, summary) if rows))
+    print(f'\nreport: {write_report(folder)}', flush=True)
 
 
-def draw_det_of_phases(trials, folder, table, args):
-    """One DET curve for each phase of the recipe that has one."""
+def phase_systems(labels, table, args):
+    """One DET curve for each phase of the recipe, from the scores it left."""
     stored = Path(args['path_log']) / 'scores'
-    systems = [
-        plots.System(row['phase'], np.load(stored / f'{row["phase"]}.npy'), trials.labels)
-        for row in table
-        if (stored / f'{row["phase"]}.npy').exists()
+    return [
+        plots.System(row['phase'], np.load(stored / f'{row["phase"]}.npy'), labels) for row in table
     ]
-    if systems:
-        plots.draw_det(folder / 'plots' / 'det.png', systems, title=trials.name)

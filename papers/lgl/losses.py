@@ -15,7 +15,7 @@ def gated_mean(losses: Tensor, gate: float) -> tuple[Tensor, Tensor]:
     count and multiplied by the number of ranks, because DDP will average. No sample selected gives
     a loss of 0 with zero gradient (the authors' code gives NaN); the caller then skips the update.
     """
-    mask = losses.detach() <= gate
+    mask = ~(losses.detach() > gate)  # a NaN loss stays in, to be seen
     count = ddp.all_reduce(mask.sum()).clamp(min=1)
     return torch.where(mask, losses, 0.0).sum() * ddp.world_size() / count, mask
 

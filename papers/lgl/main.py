@@ -17,22 +17,19 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import train
 from arguments import get_args
-from data import Corpus, check_paths, read_labels, write_labels
+from data import Corpus, check_paths, read_labels, test_lists, use_demo_corpus, write_labels
 from evaluation import evaluate, score
 from framework import Adversary, Contrastive, GatedClassification
 from losses import NO_GATE, phase_over
 from models import AugmentationDiscriminator, encoder_of
+from phases import end_epoch, epochs_left, epochs_of, finish, loop_of
 from published import weights_of
 from shared import ddp, log
 from shared.checkpoint import load_weights, once, read, write
-from shared.datasets.loading import SkippedFiles
 from shared.errors import UserError
-from shared.evaluation.report import write_report
-from shared.loop import Loop
 from shared.losses.aam_softmax import AamSoftmax
 from shared.losses.contrastive import ContrastiveLoss
 from shared.seed import set_seed
@@ -42,9 +39,12 @@ def run(rank, args, experiment_args):
     set_seed(args['rand_seed'], args['deterministic'])
     folder = Path(args['path_log'])
 
+    if args['demo']:
+        use_demo_corpus(args)
+    tests = test_lists(args)
     if args['eval']:
         encoder = encoder_of(args, weights_of(args['published'] or folder / 'encoder.pt'))
-        return evaluate(encoder, Corpus(args), folder / 'evaluation', [], args)
+        return evaluate(encoder, tests, folder / 'evaluation', [], args)
 
     # logger
     log.check_same_run(folder, experiment_args, ignore=('contrastive_epoch', 'iterations'))
@@ -59,7 +59,7 @@ def run(rank, args, experiment_args):
     logger.log_arguments(experiment_args)
 
     # data
-    corpus = Corpus(args)
+    corpus = Corpus(args, tests)
 
     # Stage I: contrastive learning, next to the encoder as initialised
     untrained = partial(score, 'untrained', encoder_of(args), corpus, args)
@@ -69,13 +69,15 @@ def run(rank, args, experiment_args):
     # Stage II: cluster, train ("T"), train with the loss gate ("L")
     iterations = 0 if args['phase'] == 'contrastive' else args['iterations']
     for iteration in range(1, iterations + 1):
+        if epochs_left(table, args) == 0:
+            break
         labels, quality, new = pseudo_labels(iteration, best, corpus, logger, args)
         if new and args['phase'] == 'cluster':
             break
         start = stage_one if args['restart'] == 'contrastive' else best
         best = classify(iteration, NO_GATE, labels, start, corpus, logger, table, args)
         table[-1].update(quality)
-        if args['lgl']:
+        if args['lgl'] and epochs_left(table, args):
             gate = args['gates'][iteration - 1]
             best = classify(iteration, gate, labels, best, corpus, logger, table, args)
 
@@ -83,10 +85,8 @@ def run(rank, args, experiment_args):
     encoder = encoder_of(args, weights_of(best))
     if ddp.is_main():
         write(encoder.network.state_dict(), folder / 'encoder.pt')
-    evaluate(encoder, corpus, folder, table, args)
     logger.finish()
-    if ddp.is_main():
-        tqdm.write(f'\nreport: {write_report(folder)}')
+    evaluate(encoder, tests, folder, table, args)
 
 
 def contrastive(corpus, logger, table, args):
@@ -152,13 +152,13 @@ def classify(iteration, gate, labels, start, corpus, logger, table, args):
         optimizer.load_state_dict(read(start.with_name('last.pt'))['objects']['optimizer'])
     elif width is None:  # a C=1024 encoder cannot start from C=512: it starts afresh
         load_weights(framework.encoder.network, weights_of(start), start)
-    loop = loop_of(
-        name, corpus.labelled_loader(labels), args, framework=framework, optimizer=optimizer
-    )
+    loader = corpus.labelled_loader(labels, phase=2 * iteration + (gate != NO_GATE))
+    loop = loop_of(name, loader, args, framework=framework, optimizer=optimizer)
+    if args['phase'] == 'cluster' and not loop.finished:
+        raise UserError(f'{loop.folder}: not finished; run --phase classify first')
 
-    before = sum(row['epochs'] for row in table if row['phase'][0].isdigit())
-    total = args['epoch_total'] or args['phase_epoch_max'] + before
-    for epoch in loop.epochs(min(args['phase_epoch_max'], total - before)):
+    before = epochs_of(table)
+    for epoch in loop.epochs(min(args['phase_epoch_max'], epochs_left(table, args))):
         eers = [past['valid_eer'] for past in loop.history]
         if phase_over(eers, args['patience'], args['phase_epoch_min']):
             break
@@ -168,40 +168,6 @@ def classify(iteration, gate, labels, start, corpus, logger, table, args):
         step = before + epoch
         end_epoch(metrics, 'classification', step, loop, framework.encoder, corpus, logger, args)
     return finish(name, loop, framework.encoder, corpus, table, args)
-
-
-def loop_of(name, loader, args, **objects):
-    """The training loop of a phase, in its folder of the run."""
-    folder = Path(args['path_log']) / name
-    return Loop(
-        folder,
-        loader,
-        SkippedFiles(folder / 'skipped.txt', args['max_bad_share']),
-        keep=args['keep_checkpoints'],
-        save_minutes=args['save_minutes'],
-        **objects,
-    )
-
-
-def end_epoch(metrics, split, step, loop, encoder, corpus, logger, args):
-    """Validates, logs and saves."""
-    metrics['valid_eer'] = train.validate(encoder, corpus.valid, args)[0]['eer']
-    logger.log_metrics({f'{split}/{name}': value for name, value in metrics.items()}, step)
-    logger.curves()
-    loop.end_epoch(metrics, value=metrics['valid_eer'])
-
-
-def finish(name, loop, encoder, corpus, table, args):
-    """Scores the best epoch of a phase, once, and adds it to the table."""
-    if not loop.finished:
-        loop.load_best()
-        epochs, selected = len(loop.history), loop.history[-1].get('selected')
-        row = score(name, encoder, corpus, args)
-        loop.finish({**row, 'epochs': epochs, 'selected %': selected})
-        if ddp.is_main() and (loop.skipped.files or loop.skipped.converted):
-            tqdm.write(f'{name}: {loop.skipped.summary()}')
-    table.append(loop.summary)
-    return loop.folder / 'best.pt'
 
 
 if __name__ == '__main__':

@@ -114,7 +114,9 @@ def weights_of(path):
     inner = {name[len(prefix) :]: x for name, x in state.items() if name.startswith(prefix)}
     weights = inner or state
     if 'stem.conv.weight' not in weights:
-        raise UserError(f'{path}: holds no encoder of this paper; it begins with {sorted(state)[:3]}')
+        raise UserError(
+            f'{path}: holds no encoder of this paper; it begins with {sorted(state)[:3]}'
+        )
     return weights
 
 

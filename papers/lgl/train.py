@@ -10,6 +10,7 @@ from shared.augmentations.augment import augment
 from shared.clustering.kmeans import kmeans
 from shared.clustering.metrics import nmi, purity
 from shared.datasets.items import to_device
+from shared.datasets.voxceleb import known_name
 from shared.evaluation.verification import extract, verify
 from shared.optim.schedules import exponential_steps, set_lr
 
@@ -65,11 +66,17 @@ def classification_epoch(title, loop, parallel, optimizer, gate, args):
     return {**means, 'accuracy': accuracy, 'selected': 100 * selected}
 
 
-def validate(encoder, trial_list, args, resamples=0, known_name=None):
+def validate(encoder, trial_list, args, resamples=0):
     """Embeds each file of a list whole and scores its trials: (record, scores)."""
     encoder.to(args['device']).eval()
     embeddings = extract(encoder, trial_list.loader(), len(trial_list.paths), args['device'])
-    return verify(embeddings, trial_list.trials, resamples=resamples, known_name=known_name)
+    return verify(
+        embeddings,
+        trial_list.trials,
+        known_name=known_name(len(trial_list.trials)),
+        eer_rule=args['eer_rule'],
+        resamples=resamples,
+    )
 
 
 def cluster(encoder, corpus, args):
@@ -80,9 +87,12 @@ def cluster(encoder, corpus, args):
     readable = ~embeddings.isnan().any(1).numpy()
     labels = np.full(count, -1)
     if ddp.is_main():
-        spherical, seed = args['spherical'], args['rand_seed']
-        points = embeddings.numpy()[readable]
-        labels[readable], _ = kmeans(points, args['clusters'], seed=seed, spherical=spherical)
+        labels[readable], _ = kmeans(
+            embeddings.numpy()[readable],
+            args['clusters'],
+            seed=args['cluster_seed'],
+            spherical=args['spherical'],
+        )
     labels = ddp.broadcast_object(labels)
     kept = labels >= 0
     true = corpus.train.speakers[kept]  # a diagnostic only: nothing learns from it

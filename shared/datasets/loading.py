@@ -15,6 +15,8 @@ from shared.datasets.items import DataError, Sample, collate
 from shared.datasets.reading import AudioError, AudioReader, durations
 from shared.datasets.samplers import ShuffledBatches, padded_batches, truncated_batches
 
+SHORTEST = 400  # samples at 16 kHz, one analysis window; shorter files are wrapped around
+
 
 def train_loader(dataset: Dataset, sampler: ShuffledBatches, workers: int) -> DataLoader:
     """Batches of `collate` from a dataset indexed by (epoch, index); 0 workers read in place.
@@ -161,7 +163,7 @@ class _WholeFiles(Dataset):
         for row in rows:
             try:
                 with self.reader.open(self.paths[row]) as audio:
-                    waves.append(audio.read(0, cut or audio.length))
+                    waves.append(audio.read(0, max(cut or audio.length, SHORTEST)))
             except AudioError as error:
                 if not self.skip:
                     raise

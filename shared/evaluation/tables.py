@@ -14,7 +14,9 @@ def text_table(rows: Sequence[Mapping[str, object]]) -> str:
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     numeric = [all(_number(row.get(name)) for row in rows) for name in columns]
     lines = [
-        '  '.join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric)).rstrip()
+        '  '.join(
+            c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric)
+        ).rstrip()
         for line in cells
     ]
     return '\n'.join([lines[0], '  '.join('-' * w for w in widths), *lines[1:]])

@@ -325,4 +325,6 @@ def test_cosine_margin_is_the_papers(lgl):
     assert (args['margin'], args['scale'], args['aat_weight']) == (0.2, 30.0, 3.0)
     assert args['gates'] == (1.0, 3.0, 3.0, 5.0, 6.0)
     assert (args['contrastive_crop'], args['crop_size']) == (29040, 48240)
-    assert math.isclose(F.cosine_similarity(torch.ones(2), torch.ones(2), dim=0).item(), 1, rel_tol=1e-6)
+    assert math.isclose(
+        F.cosine_similarity(torch.ones(2), torch.ones(2), dim=0).item(), 1, rel_tol=1e-6
+    )

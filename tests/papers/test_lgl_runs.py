@@ -1,7 +1,6 @@
 """Whole runs of papers/lgl from its command line, on a corpus of twelve speakers."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -213,7 +212,14 @@ def test_baseline_phases_and_evaluation_run_alone(corpus, tmp_path):
 def test_last_iteration_can_be_wider(corpus, tmp_path):
     folder, _ = run(corpus, tmp_path, iterations=2, gates='2.0,2.0', width_last=16)
     assert len(weights(folder)['stem.conv.weight']) == 16
-    assert len(torch.load(folder / '1L' / 'best.pt', weights_only=True)['encoder.network.stem.conv.weight']) == 8
+    assert (
+        len(
+            torch.load(folder / '1L' / 'best.pt', weights_only=True)[
+                'encoder.network.stem.conv.weight'
+            ]
+        )
+        == 8
+    )
 
 
 # --- wrong input: one line, and nothing is lost
@@ -307,7 +313,6 @@ def one_epoch(stage, folder, corpus_args):
     import framework
     import models
     import train
-
     from shared import ddp
     from shared.datasets.loading import SkippedFiles
     from shared.loop import Loop

@@ -1,0 +1,55 @@
+"""What every phase of the recipe does around its epochs: folder, validation, end, budget."""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from evaluation import score
+from shared import ddp
+from shared.datasets.loading import SkippedFiles
+from shared.loop import Loop
+from train import validate
+
+
+def epochs_of(table):
+    """Epochs of Stage II so far."""
+    return sum(row['epochs'] for row in table if row['phase'][0].isdigit())
+
+
+def epochs_left(table, args):
+    """Epochs of Stage II that `epoch_total` still allows."""
+    return max((args['epoch_total'] or 10**9) - epochs_of(table), 0)
+
+
+def loop_of(name, loader, args, **objects):
+    """The training loop of a phase, in its folder of the run."""
+    folder = Path(args['path_log']) / name
+    return Loop(
+        folder,
+        loader,
+        SkippedFiles(folder / 'skipped.txt', args['max_bad_share']),
+        keep=args['keep_checkpoints'],
+        save_minutes=args['save_minutes'],
+        **objects,
+    )
+
+
+def end_epoch(metrics, split, step, loop, encoder, corpus, logger, args):
+    """Validates, logs and saves."""
+    metrics['valid_eer'] = validate(encoder, corpus.valid, args)[0]['eer']
+    logger.log_metrics({f'{split}/{name}': value for name, value in metrics.items()}, step)
+    logger.curves()
+    loop.end_epoch(metrics, value=round(metrics['valid_eer'], 2))  # as the controller sees it
+
+
+def finish(name, loop, encoder, corpus, table, args):
+    """Scores the best epoch of a phase, once, and adds it to the table."""
+    if not loop.finished:
+        loop.load_best()
+        epochs, selected = len(loop.history), loop.history[-1].get('selected')
+        row = score(name, encoder, corpus, args)
+        loop.finish({**row, 'epochs': epochs, 'selected %': selected})
+        if ddp.is_main() and (loop.skipped.files or loop.skipped.converted):
+            tqdm.write(f'{name}: {loop.skipped.summary()}')
+    table.append(loop.summary)
+    return loop.folder / 'best.pt'
