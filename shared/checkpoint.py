@@ -212,11 +212,10 @@ def read(path: str | Path, device: str = 'cpu') -> Any:
     except FileNotFoundError:
         raise UserError(f'{path}: no such checkpoint file') from None
     except Exception as error:  # torch raises many kinds for a damaged file
-        foreign = re.search(r'GLOBAL (\S+)', str(error))
-        if foreign:
-            reason = f'it holds {foreign[1]}, not only tensors and plain values; never executed'
-        else:
-            reason = (str(error).strip().splitlines() or [repr(error)])[0][:200]
+        reason = (str(error).strip().splitlines() or [repr(error)])[0][:200]
+        if reason.startswith('Weights only'):  # torch goes on to advise opening it nonetheless
+            found = re.search(r'GLOBAL (\S+)', str(error))
+            reason = f'it holds {found[1] if found else "more"} besides tensors and plain values'
         raise UserError(f'{path}: not a readable checkpoint ({reason})') from None
 
 

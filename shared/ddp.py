@@ -1,8 +1,8 @@
 """Processes: start them, talk between them, end them together.
 
 `python main.py` runs on no GPU or one (in this process, so a debugger works) or on N (one spawned
-process each); under torchrun the processes are already there and only join. Every function below
-does nothing harmful on one process, so no caller ever asks how many there are.
+process each); under torchrun they are there and only join. No function below needs a second
+process, so no caller ever asks how many there are.
 """
 
 import contextlib
@@ -177,10 +177,9 @@ def spawn(run: Callable, args: dict, experiment_args: dict, processes: int) -> N
     except torch.multiprocessing.ProcessExitedException as error:
         for number, process in enumerate(context.processes):
             ended = -(process.exitcode or 0)
-            if ended > 0 and ended != signal.SIGTERM:  # that one came from here
-                name = signal.Signals(ended).name
-                print(f'rank {number} was ended by {name}: all were stopped', file=sys.stderr)
-        raise SystemExit(error.exit_code if error.exit_code > 0 else 1) from None
+            if ended > 0 and ended != signal.SIGTERM:  # which came from here
+                print(f'rank {number} was ended by {signal.Signals(ended).name}', file=sys.stderr)
+        raise SystemExit(max(error.exit_code, 1)) from None
     finally:
         signal.signal(signal.SIGINT, previous)
         folder.cleanup()
@@ -238,6 +237,7 @@ def _join(local_rank: int, args: dict) -> None:
     device = torch.device('cuda', local_rank) if cuda else torch.device('cpu')
     if cuda:
         torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = True  # cuDNN allows it by default
     elif 'OMP_NUM_THREADS' not in os.environ:
         local_world = int(os.environ.get('LOCAL_WORLD_SIZE', os.environ.get('WORLD_SIZE', '1')))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world))
@@ -274,8 +274,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-_deferring = False
-_requested = False
+_deferring = _requested = False
 
 
 @contextlib.contextmanager

@@ -29,9 +29,10 @@ def run_ranks(tmp_path):
     Returns each rank's result, in rank order; they are pickled, and so are the arguments. A rank
     that raises fails the test with its traceback.
     """
-    # One clean process imports torch once; the ranks are forked from it in no time.
+    # One clean process imports torch once; the ranks are forked from it in no time. DDP and
+    # optimizers would import the last of these in every rank, for seconds.
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['torch', 'torch.distributed'])
+    context.set_forkserver_preload(['torch', 'torch.distributed', 'torch._dynamo'])
     calls = iter(range(1000))
 
     def run(function, *arguments, ranks=2):

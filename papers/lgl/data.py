@@ -170,13 +170,12 @@ class Corpus:
         data = ContrastiveSet(self.train, self.musan, self.rirs, self.args)
         return self._loader(data, self.args['contrastive_batch'])
 
-    def labelled_loader(self, labels):
+    def labelled_loader(self, labels, phase):
         """Stage II: (B, 1, L) waves with pseudo-labels; -1 marks files left out."""
-        kept = np.flatnonzero(labels >= 0)
-        data = LabelledCrops(
-            self.train.select(kept), labels[kept], self.musan, self.rirs, self.args
-        )
-        return self._loader(data, self.args['batch_size'])
+        kept, args = np.flatnonzero(labels >= 0), self.args
+        utterances = self.train.select(kept)
+        data = LabelledCrops(utterances, labels[kept], self.musan, self.rirs, args, phase)
+        return self._loader(data, args['batch_size'], phase)
 
     def clustering_loader(self):
         """Every training file once, clean, in batches of about 1600 s (spec 2.6)."""

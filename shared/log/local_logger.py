@@ -1,6 +1,7 @@
 """The run folder: everything a run says, in files that outlive it. Nothing is ever deleted."""
 
 import json
+import math
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -25,6 +26,8 @@ from shared.log.files import (
 )
 from shared.log.metrics_file import as_series, open_for_lines, read_metrics, read_values
 
+CURVE_SECONDS = 60.0
+
 __all__ = ['LocalLogger', 'check_same_run', 'read_metrics']
 
 
@@ -46,7 +49,7 @@ class LocalLogger(ExperimentLogger):
     essential = True
 
     def __init__(self, path_log: str | Path, path_scripts: str | Path, description: dict) -> None:
-        self.path = Path(path_log)
+        self.path, self._drawn = Path(path_log), -math.inf
         with readable_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._say_what_runs(Path(path_scripts), description)
@@ -94,16 +97,24 @@ class LocalLogger(ExperimentLogger):
                 torch.save(state_dict, temporary)
 
     def curves(self) -> None:
-        """Draws `curves/<split>.png` from all values so far, those of earlier starts included."""
+        """Draws `curves/<split>.png` from all values so far, those of earlier starts included.
+
+        At most once a minute: a picture takes a second, an epoch may take less.
+        """
+        if time.monotonic() - self._drawn > CURVE_SECONDS:
+            self._draw_curves()
+
+    def _draw_curves(self) -> None:
         metrics = as_series(self._values)
         for group, names in pictures.groups_of(metrics).items():
             figure = pictures.curve_figure(group, {name: metrics[name] for name in names})
             self._write('curves', f'{file_name(group)}.png', pictures.as_png(figure))
+        self._drawn = time.monotonic()
 
     def finish(self) -> None:
         if self._file.closed:
             return
-        self.curves()
+        self._draw_curves()
         self._file.close()
         self._status['finished'] = now()
         with readable_errors(self.path):

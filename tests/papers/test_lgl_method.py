@@ -1,13 +1,11 @@
 """Loss gate, controller, training samples and frameworks of papers/lgl (spec lgl 2, 5, 6)."""
 
-import math
 from collections import Counter
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-import torch.nn.functional as F
 
 from shared.augmentations.augment import augment
 from shared.datasets.items import Utterances, collate
@@ -70,6 +68,12 @@ def test_gated_mean_of_nothing_is_zero_with_zero_gradient(lgl):
     value.backward()
     assert value.item() == 0 and not mask.any()
     assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+def test_gated_mean_lets_a_nan_loss_be_seen(lgl):
+    losses = torch.tensor([0.5, float('nan')])
+    assert lgl.losses.gated_mean(losses, float('inf'))[0].isnan()
+    assert lgl.losses.gated_mean(losses, 1.0)[0].isnan()
 
 
 @pytest.mark.parametrize(
@@ -308,6 +312,15 @@ def test_samples_depend_on_seed_epoch_and_index_alone(lgl, corpora):
     assert not torch.equal(first, augment(collate([other[(3, 0)], other[(3, 1)]])))
 
 
+def test_each_phase_of_stage_two_draws_its_own_crops(lgl, corpora):
+    labels = np.zeros(5, dtype=np.int64)
+    train, gated = (
+        lgl.data.LabelledCrops(corpora[0], labels, *corpora[1:], args_of(lgl), phase)
+        for phase in (2, 3)
+    )
+    assert not np.array_equal(train.sample(1, 0).waves, gated.sample(1, 0).waves)
+
+
 def test_labels_round_trip_and_refuse_another_train_list(lgl, corpora, tmp_path):
     utterances = corpora[0]
     path = tmp_path / 'labels' / '1.txt'
@@ -319,12 +332,14 @@ def test_labels_round_trip_and_refuse_another_train_list(lgl, corpora, tmp_path)
         lgl.data.read_labels(path, utterances)
 
 
-def test_cosine_margin_is_the_papers(lgl):
-    """The defaults of arguments.py are those of spec 5.3, 6.1, 6.2."""
+def test_defaults_are_the_published_values(lgl):
+    """Spec 2.3, 5.2, 5.3, 6.2."""
     args = lgl.arguments.get_args([])[0]
     assert (args['margin'], args['scale'], args['aat_weight']) == (0.2, 30.0, 3.0)
     assert args['gates'] == (1.0, 3.0, 3.0, 5.0, 6.0)
     assert (args['contrastive_crop'], args['crop_size']) == (29040, 48240)
-    assert math.isclose(
-        F.cosine_similarity(torch.ones(2), torch.ones(2), dim=0).item(), 1, rel_tol=1e-6
-    )
+    assert (args['contrastive_batch'], args['batch_size'], args['clusters']) == (300, 400, 6000)
+    repo = lgl.arguments.get_args(['--preset', 'repo'])[0]
+    assert (repo['selection'], repo['epoch_total'], repo['eer_rule']) == ('test', 100, 'max')
+    paper = lgl.arguments.get_args(['--preset', 'paper'])[0]
+    assert (paper['contrastive_batch'], paper['width_last']) == (256, 1024)

@@ -222,6 +222,22 @@ def test_last_iteration_can_be_wider(corpus, tmp_path):
     )
 
 
+def test_total_number_of_epochs_ends_the_recipe(corpus, tmp_path):
+    folder, _ = run(
+        corpus,
+        tmp_path,
+        iterations=2,
+        gates='2.0,2.0',
+        epoch_total=3,
+        patience=2,
+        phase_epoch_min=2,
+    )
+    table = json.loads((folder / 'results.json').read_text())['table']
+    epochs = {row['phase']: row.get('epochs') for row in table}
+    assert epochs == {'untrained': None, 'contrastive': 2, '1T': 2, '1L': 1}
+    assert not (folder / 'labels' / '2.txt').exists()
+
+
 # --- wrong input: one line, and nothing is lost
 
 
@@ -319,7 +335,7 @@ def one_epoch(stage, folder, corpus_args):
 
     torch.manual_seed(0)
     args = {**corpus_args, 'device': 'cpu'}
-    corpus = data.Corpus(args)
+    corpus = data.Corpus(args, data.test_lists(args))
     encoder = models.encoder_of(args)
     adversary = framework.Adversary(models.AugmentationDiscriminator(args['embed_size']))
     if stage == 'contrastive':
@@ -328,7 +344,7 @@ def one_epoch(stage, folder, corpus_args):
     else:
         method = framework.GatedClassification(encoder, AamSoftmax(4, args['embed_size']))
         labels = np.arange(len(corpus.train)) % 4
-        loader = corpus.labelled_loader(labels)
+        loader = corpus.labelled_loader(labels, phase=3)
     for module in [*method.modules(), *adversary.modules()]:
         if isinstance(module, torch.nn.BatchNorm1d):
             module.eval()

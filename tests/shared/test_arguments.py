@@ -33,7 +33,11 @@ class ExperimentArgs:
 
     lr: float = 1e-3  # 100 % of # everything
     epoch: int = 3
-    mode: Literal['fast', 'slow'] = 'fast'  # over two lines
+    # fmt: off
+    mode: Literal['fast', 'slow'] = (
+        'fast'  # over two lines
+    )
+    # fmt: on
     gain: tuple[float, float] = (-7.0, 3.0)
     mixed: tuple[int, float] = (1, 0.5)
     limit: int | None = None

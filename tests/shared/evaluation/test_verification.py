@@ -2,10 +2,6 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from shared import ddp
 from shared.errors import UserError
 from shared.evaluation import metrics, scoring, verification
 from shared.evaluation.verification import extract, trial_speakers, verify, write_results
-
-ROOT = Path(__file__).parents[3]
 
 
 def embed(waves, lengths):
@@ -135,43 +130,24 @@ def test_extract_shows_progress_only_on_the_main_process(monkeypatch, capsys):
     assert capsys.readouterr().err == ''
 
 
-RANK_SCRIPT = """
-import importlib.util, sys
-import torch
-import torch.distributed as dist
-
-test_file, store, out, rank = sys.argv[1:]
-spec = importlib.util.spec_from_file_location('test_module', test_file)
-test_module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(test_module)
-dist.init_process_group('gloo', init_method=f'file://{store}', rank=int(rank), world_size=2)
-shares = [[6, 0, 3, 5, 1], [4, 2]], [[0, 1, 2], []]  # unequal; and one rank with nothing at all
-tables = [
-    test_module.extract(
-        test_module.embed, list(test_module.batches(share[int(rank)])), sum(map(len, share)), 'cpu'
-    )
-    for share in shares
-]
-try:
-    test_module.extract(test_module.embed, list(test_module.batches([0, 1])), 3, 'cpu')
-except ValueError as error:
-    torch.save({'tables': tables, 'error': str(error)}, f'{out}{rank}')
-dist.destroy_process_group()
-"""
+def extracted():
+    """Tables of this rank's shares, and the error when both ranks embed the same files."""
+    shares = [[6, 0, 3, 5, 1], [4, 2]], [[0, 1, 2], []]  # unequal; and one rank with nothing
+    tables = [
+        extract(embed, list(batches(share[ddp.rank()])), sum(map(len, share)), 'cpu')
+        for share in shares
+    ]
+    with pytest.raises(ValueError) as caught:
+        extract(embed, list(batches([0, 1])), 3, 'cpu')
+    return tables, str(caught.value)
 
 
 @pytest.mark.slow
-def test_two_processes_get_the_embeddings_of_one_on_both(tmp_path):
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    command = [sys.executable, '-c', RANK_SCRIPT, __file__, str(tmp_path / 'store')]
-    command.append(str(tmp_path / 'found'))
-    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
-    assert [process.wait(timeout=60) for process in ranks] == [0, 0]
-    for rank in range(2):
-        found = torch.load(tmp_path / f'found{rank}', weights_only=True)
-        for table in found['tables']:
+def test_two_processes_get_the_embeddings_of_one_on_both(run_ranks):
+    for tables, error in run_ranks(extracted):
+        for table in tables:
             torch.testing.assert_close(table, expected_rows(len(table)), rtol=0, atol=0)
-        assert 'embedded more than once: 0, 1' in found['error']  # told by both, so neither waits
+        assert 'embedded more than once: 0, 1' in error  # told by both, so neither waits
 
 
 def test_record_carries_the_errors_of_its_scores():

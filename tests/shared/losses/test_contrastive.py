@@ -1,15 +1,8 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-import shared.losses.contrastive as contrastive
+from shared import ddp
 from shared.losses.contrastive import ContrastiveLoss
-
-ROOT = Path(contrastive.__file__).parents[2]
 
 
 def golden():
@@ -98,38 +91,17 @@ def step(inputs, reduce):
     return [reduce(x) for x in (loss, accuracy, encoder.weight.grad, criterion.scale.grad)]
 
 
-RANK_SCRIPT = """
-import importlib.util, sys
-import torch
-import torch.distributed as dist
-from shared import ddp
-
-test_file, store, data, out, rank = sys.argv[1:]
-spec = importlib.util.spec_from_file_location('test_module', test_file)
-test_module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(test_module)
-dist.init_process_group('gloo', init_method=f'file://{store}', rank=int(rank), world_size=2)
-inputs = torch.load(data, weights_only=True)
-half = len(inputs) // 2
-own = inputs[int(rank) * half : (int(rank) + 1) * half]
-results = test_module.step(own, lambda x: ddp.all_reduce(x, op='mean'))
-if ddp.is_main():
-    torch.save(results, out)
-ddp.barrier()
-dist.destroy_process_group()
-"""
+def step_of_rank(inputs):
+    """`step` on this rank's share of the pairs, averaged over ranks as DDP does."""
+    share = len(inputs) // ddp.world_size()
+    own = inputs[ddp.rank() * share :][:share]
+    return step(own, lambda x: ddp.all_reduce(x, op='mean'))
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path):
+def test_two_processes_give_the_loss_and_gradients_of_one(run_ranks):
     inputs = torch.randn(6, 2, 5, generator=torch.Generator().manual_seed(4))
-    torch.save(inputs, tmp_path / 'inputs.pt')
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    files = [tmp_path / name for name in ('store', 'inputs.pt', 'results.pt')]
-    command = [sys.executable, '-c', RANK_SCRIPT, __file__, *map(str, files)]
-    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
-    assert [process.wait(timeout=60) for process in ranks] == [0, 0]
-    found = torch.load(tmp_path / 'results.pt', weights_only=True)
     expected = step(inputs, lambda x: x.detach())
-    for ours, theirs in zip(found, expected):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    for found in run_ranks(step_of_rank, inputs):
+        for ours, theirs in zip(found, expected):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
