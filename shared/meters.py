@@ -1,6 +1,7 @@
 """Running means without waiting for the device, and the progress bar of every loop."""
 
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -115,6 +116,7 @@ class Progress:
             unit='step',
             disable=not self._show,
             dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 30.0,  # seconds; a log file is no screen
             leave=False,
         )
         source = iter(batches)

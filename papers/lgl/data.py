@@ -136,6 +136,16 @@ class Corpus:
                 f'clusters {args["clusters"]}: the train list has {len(self.train)} utterances only'
             )
 
+    def describe(self):
+        """One line: what was found."""
+        train, files = self.train, self.musan.files
+        tests = ', '.join(f'{t.trials.name} {len(t.trials):,}' for t in [self.valid, *self.tests])
+        noises = ', '.join(f'{len(files[name]):,} {name}' for name in CATEGORIES)
+        return (
+            f'train: {len(train):,} utterances, {np.nansum(train.seconds) / 3600:.1f} h; '
+            f'trials: {tests}; MUSAN: {noises}; {len(self.rirs.files):,} RIRs'
+        )
+
     def training_list(self):
         """The train list with durations; kept in the run folder, so that it is made once."""
         root, kept = self.args['path_train'], self.folder / 'train.txt'

@@ -60,6 +60,8 @@ def run(rank, args, experiment_args):
 
     # data
     corpus = Corpus(args, tests)
+    if ddp.is_main():
+        print(corpus.describe(), flush=True)
 
     # Stage I: contrastive learning, next to the encoder as initialised
     untrained = partial(score, 'untrained', encoder_of(args), corpus, args)

@@ -35,8 +35,12 @@ def loop_of(name, loader, args, **objects):
 
 
 def end_epoch(metrics, split, step, loop, encoder, corpus, logger, args):
-    """Validates, logs and saves."""
+    """Validates, logs and saves; `step` counts the epochs of the stage."""
     metrics['valid_eer'] = validate(encoder, corpus.valid, args)[0]['eer']
+    if ddp.is_main():
+        shown = ('loss', 'accuracy', 'selected', 'valid_eer', 'utterances_per_second')
+        line = ', '.join(f'{name} {metrics[name]:.4g}' for name in shown if name in metrics)
+        tqdm.write(f'{split} epoch {step}: {line}')
     logger.log_metrics({f'{split}/{name}': value for name, value in metrics.items()}, step)
     logger.curves()
     loop.end_epoch(metrics, value=round(metrics['valid_eer'], 2))  # as the controller sees it
@@ -46,9 +50,10 @@ def finish(name, loop, encoder, corpus, table, args):
     """Scores the best epoch of a phase, once, and adds it to the table."""
     if not loop.finished:
         loop.load_best()
-        epochs, selected = len(loop.history), loop.history[-1].get('selected')
         row = score(name, encoder, corpus, args)
-        loop.finish({**row, 'epochs': epochs, 'selected %': selected})
+        row['epochs'] = len(loop.history)
+        row['selected %'] = loop.history[loop.best['epoch'] - 1].get('selected')
+        loop.finish(row)
         if ddp.is_main() and (loop.skipped.files or loop.skipped.converted):
             tqdm.write(f'{name}: {loop.skipped.summary()}')
     table.append(loop.summary)

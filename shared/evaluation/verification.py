@@ -184,11 +184,11 @@ def write_results(path: str | Path, table: list[dict], evaluations: list[dict]) 
 def _embed_share(embed, loader, count, device) -> tuple[Tensor, list[Tensor], int]:
     """This rank's file numbers (n,), their embeddings in batches on the device, files skipped."""
     ranks, skipped = ddp.world_size(), 0
-    silent = not ddp.is_main() or len(loader) <= 1
+    silent = not ddp.is_main() or len(loader) <= 1 or None  # None: no bar in a log file
     indices, rows = [torch.zeros(0, dtype=torch.int64)], []
     with (
         torch.inference_mode(),
-        tqdm(total=count, desc='embeddings', unit=' files', disable=silent) as bar,
+        tqdm(total=count, desc='embeddings', unit='file', leave=False, disable=silent) as bar,
     ):
         for batch in loader:
             files = len(batch['index'])
