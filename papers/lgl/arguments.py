@@ -1,6 +1,7 @@
 """LGL: everything a user may change. Edit a value, or `python main.py --lr 5e-4`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from shared import arguments
@@ -144,6 +145,7 @@ PRESETS = {
 DEMO = {
     'name': 'demo',
     'num_workers': 0,
+    'eval_seconds': 120.0,
     'width': 64,
     'mfa_width': 192,
     'attention_width': 64,
@@ -152,19 +154,21 @@ DEMO = {
     'contrastive_epoch': 6,
     'contrastive_batch': 64,
     'contrastive_crop': 24000,
+    'contrastive_lr': 3e-3,
     'lr_decay_epoch': 2,
     'iterations': 2,
-    'gates': (2.0, 3.0),
+    'gates': (1.5, 1.5),
     'clusters': 120,
-    'batch_size': 64,
-    'crop_size': 32000,
-    'patience': 1,
-    'phase_epoch_min': 2,
-    'phase_epoch_max': 4,
+    'batch_size': 32,
+    'crop_size': 24000,
+    'margin': 0.1,
+    'scale': 15.0,
+    'patience': 3,
+    'phase_epoch_min': 4,
+    'phase_epoch_max': 8,
 }
 
 
 def get_args(argv=None):
     """Returns `(args, system_args, experiment_args)`, three plain dicts."""
-    folder = __file__.rsplit('/', 1)[0] if '/' in __file__ else '.'
-    return arguments.build(SystemArgs, ExperimentArgs, folder, argv, PRESETS, DEMO)
+    return arguments.build(SystemArgs, ExperimentArgs, Path(__file__).parent, argv, PRESETS, DEMO)

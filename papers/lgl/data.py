@@ -1,5 +1,6 @@
 """The corpora of LGL, and what one training sample is in each stage (design: workers only read)."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 from shared import ddp
 from shared.augmentations.reverb import power_db_gain, unit_energy
 from shared.datasets import demo, voxceleb
-from shared.datasets.items import DataError, Sample, Utterances, write_text
+from shared.datasets.items import DataError, Sample, write_text
 from shared.datasets.loading import train_loader, whole_files, with_substitute
 from shared.datasets.musan import Musan
 from shared.datasets.reading import AudioReader, durations
@@ -147,32 +148,33 @@ class Corpus:
         )
 
     def training_list(self):
-        """The train list with durations; kept in the run folder, so that it is made once."""
-        root, kept = self.args['path_train'], self.folder / 'train.txt'
-        if kept.exists():
-            return voxceleb.read_list(kept, root, check_files=False)
-        given = self.args['list_train']
-        train = voxceleb.read_list(given, root) if given else voxceleb.read_folder(root)
-        if train.seconds is None:
+        """The train list with durations; where none are listed they are read, once per run folder.
+
+        Rank 0 makes what is missing and every rank reads the file, so that all have the same.
+        """
+        root, given = self.args['path_train'], self.args['list_train']
+        if given:
+            train = voxceleb.read_list(given, root)
+            if train.seconds is not None:
+                return train
+        kept = self.folder / 'train.txt'
+        if ddp.is_main() and not kept.exists():
+            train = train if given else voxceleb.read_folder(root)
             seconds = durations(train.all_paths(), AudioReader(), self.args['num_workers'])
-            train = Utterances(train.root, train.paths, train.speakers, train.speaker_ids, seconds)
+            dataclasses.replace(train, seconds=seconds).write(kept)
         ddp.barrier()
-        if ddp.is_main():
-            train.write(kept)
-        ddp.barrier()
-        return train
+        return voxceleb.read_list(kept, root)
 
     def validation_list(self):
+        """`trials_valid`, or trials drawn from path_valid once per run folder."""
         root, given = self.args['path_valid'], self.args['trials_valid']
         kept = self.folder / 'valid_trials.txt'
-        if given is None and not kept.exists():
-            drawn = voxceleb.draw_trials(
-                voxceleb.read_folder(root), VALID_TRIALS, VALID_TRIALS, self.args['rand_seed']
+        if ddp.is_main() and given is None and not kept.exists():
+            found, seed = voxceleb.read_folder(root), self.args['rand_seed']
+            voxceleb.write_trials(
+                voxceleb.draw_trials(found, VALID_TRIALS, VALID_TRIALS, seed), kept
             )
-            ddp.barrier()
-            if ddp.is_main():
-                voxceleb.write_trials(drawn, kept)
-            ddp.barrier()
+        ddp.barrier()
         return TrialList(voxceleb.read_trials(given or kept, root), root, self.args)
 
     def contrastive_loader(self):
@@ -233,7 +235,7 @@ class TrialList:
         )
 
 
-def test_lists(args):
+def trial_lists(args):
     """The lists of `trials_test`, each with the loader of its files."""
     root = args['path_test']
     return [TrialList(voxceleb.read_trials(path, root), root, args) for path in args['trials_test']]

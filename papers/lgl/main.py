@@ -20,7 +20,7 @@ import torch
 
 import train
 from arguments import get_args
-from data import Corpus, check_paths, read_labels, test_lists, use_demo_corpus, write_labels
+from data import Corpus, check_paths, read_labels, trial_lists, use_demo_corpus, write_labels
 from evaluation import evaluate, score
 from framework import Adversary, Contrastive, GatedClassification
 from losses import NO_GATE, phase_over
@@ -41,7 +41,7 @@ def run(rank, args, experiment_args):
 
     if args['demo']:
         use_demo_corpus(args)
-    tests = test_lists(args)
+    tests = trial_lists(args)
     if args['eval']:
         encoder = encoder_of(args, weights_of(args['published'] or folder / 'encoder.pt'))
         return evaluate(encoder, tests, folder / 'evaluation', [], args)

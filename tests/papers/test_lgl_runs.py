@@ -209,6 +209,18 @@ def test_baseline_phases_and_evaluation_run_alone(corpus, tmp_path):
     assert counts == [trials_in(corpus, 'O'), trials_in(corpus, 'E')]
 
 
+def test_lists_are_made_from_folders_once(corpus, tmp_path):
+    changes = {'list_train': 'none', 'trials_valid': 'none', 'phase': 'contrastive'}
+    folder, _ = run(corpus, tmp_path, **changes)
+    train = (folder / 'lists' / 'train.txt').read_text()
+    assert len(train.splitlines()) == 24 and float(train.split()[2]) > 1
+    valid = (folder / 'lists' / 'valid_trials.txt').read_text()
+    assert {line[0] for line in valid.splitlines()} == {'0', '1'}
+    run(corpus, tmp_path, **changes)
+    assert (folder / 'lists' / 'train.txt').read_text() == train
+    assert (folder / 'lists' / 'valid_trials.txt').read_text() == valid
+
+
 def test_last_iteration_can_be_wider(corpus, tmp_path):
     folder, _ = run(corpus, tmp_path, iterations=2, gates='2.0,2.0', width_last=16)
     assert len(weights(folder)['stem.conv.weight']) == 16
@@ -335,7 +347,7 @@ def one_epoch(stage, folder, corpus_args):
 
     torch.manual_seed(0)
     args = {**corpus_args, 'device': 'cpu'}
-    corpus = data.Corpus(args, data.test_lists(args))
+    corpus = data.Corpus(args, data.trial_lists(args))
     encoder = models.encoder_of(args)
     adversary = framework.Adversary(models.AugmentationDiscriminator(args['embed_size']))
     if stage == 'contrastive':
