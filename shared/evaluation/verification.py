@@ -6,6 +6,7 @@ Legend: B files of a batch, N files, M trials, S segments of a file, D embedding
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -184,11 +185,19 @@ def write_results(path: str | Path, table: list[dict], evaluations: list[dict]) 
 def _embed_share(embed, loader, count, device) -> tuple[Tensor, list[Tensor], int]:
     """This rank's file numbers (n,), their embeddings in batches on the device, files skipped."""
     ranks, skipped = ddp.world_size(), 0
-    silent = not ddp.is_main() or len(loader) <= 1 or None  # None: no bar in a log file
+    silent = not ddp.is_main() or len(loader) <= 1
+    often = 0.1 if sys.stderr.isatty() else 30.0  # seconds; a log file is no screen
     indices, rows = [torch.zeros(0, dtype=torch.int64)], []
     with (
         torch.inference_mode(),
-        tqdm(total=count, desc='embeddings', unit='file', leave=False, disable=silent) as bar,
+        tqdm(
+            total=count,
+            desc='embeddings',
+            unit=' files',
+            leave=False,
+            mininterval=often,
+            disable=silent,
+        ) as bar,
     ):
         for batch in loader:
             files = len(batch['index'])

@@ -121,7 +121,7 @@ def test_extract_shows_progress_only_with_more_than_one_batch(capsys):
     assert capsys.readouterr().err == ''
     extract(embed, list(batches([0, 1, 2, 3])), 4, 'cpu')
     shown = capsys.readouterr().err
-    assert '4/4' in shown and 'files/s' in shown
+    assert 'embeddings' in shown and '0/4' in shown and 'files/s' in shown
 
 
 def test_extract_shows_progress_only_on_the_main_process(monkeypatch, capsys):
