@@ -5,22 +5,21 @@ One folder per phase of a recipe: `last.pt` (everything needed to continue), `be
 kill or a full disk leaves the previous one in place.
 """
 
-import contextlib
 import json
 import math
-import os
 import random
 import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from shared import ddp
 from shared.errors import UserError
+from shared.files import replacing, write_text
 
 
 class Checkpoint:
@@ -170,34 +169,9 @@ class Checkpoint:
             _set_generators(state['generators'][ddp.rank()])
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` once complete; until then the old one stays.
-
-    Raises:
-        UserError: the disk is full or not writable; nothing was lost.
-    """
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, 'wb') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise UserError(
-            f'{path}: could not be saved ({error}); the previous file is untouched. '
-            'Free some space or mend the folder, then run the same command again'
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
 def write(state: Any, path: Path) -> None:
     """`torch.save` through `replacing`, whose error it raises."""
-    with replacing(path) as file:
+    with replacing(path) as temporary, open(temporary, 'wb') as file:
         torch.save(state, file)
 
 
@@ -231,8 +205,7 @@ def once(path: Path, make: Callable[[], dict]) -> dict:
         return json.loads(stored)
     result = json.dumps(_plain(make()), indent=1)
     if ddp.is_main():
-        with replacing(path) as file:
-            file.write(result.encode())
+        write_text(path, result)
     return json.loads(result)
 
 

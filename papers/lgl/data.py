@@ -9,12 +9,13 @@ import numpy as np
 from shared import ddp
 from shared.augmentations.reverb import power_db_gain, unit_energy
 from shared.datasets import demo, voxceleb
-from shared.datasets.items import DataError, Sample, write_text
+from shared.datasets.items import DataError, Sample
 from shared.datasets.loading import train_loader, whole_files, with_substitute
 from shared.datasets.musan import Musan
 from shared.datasets.reading import AudioReader, durations
 from shared.datasets.rirs import Rirs
 from shared.datasets.samplers import ShuffledBatches, sample_rng
+from shared.files import write_text
 
 CATEGORIES = ('noise', 'speech', 'music')
 VALID_TRIALS = 20000  # drawn of each kind when there is no validation list

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from shared.datasets.demo_parts import Utterance, plan, write_parts
 from shared.datasets.demo_settings import Difficulty, Settings
 from shared.errors import UserError
+from shared.files import write_text
 
 TRIAL_LISTS = {  # name: the sets it draws from, as VoxCeleb1-O, -E and -H do
     'valid': ('valid',),
@@ -185,14 +186,6 @@ def draw_trials(
                 break
         lines += pairs.values()
     return [lines[k] for k in rng.permutation(len(lines))]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file under a temporary name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import soundfile
 from shared.datasets import demo_scenes as scenes
 from shared.datasets.demo_settings import Settings
 from shared.datasets.demo_voices import RATE, Synthesiser, draw_voice
+from shared.files import replacing
 
 KINDS = ('train', 'valid', 'test', 'noise', 'speech', 'music', 'rirs')  # the order seeds them
 MUSAN = {  # category: (subset, seconds from, to), named after MUSAN's own
@@ -168,7 +169,5 @@ def write_room(root: Path, rng: np.random.Generator, number: int) -> None:
 
 def write_wave(path: Path, wave: np.ndarray) -> None:
     """Writes (L,) floats below full scale as 16 kHz PCM-16, under a temporary name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
-    soundfile.write(unfinished, wave, RATE, format='WAV', subtype='PCM_16')
-    os.replace(unfinished, path)
+    with replacing(path) as temporary:
+        soundfile.write(temporary, wave, RATE, format='WAV', subtype='PCM_16')

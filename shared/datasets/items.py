@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from shared.errors import UserError
+from shared.files import write_text
 
 
 class DataError(UserError):
@@ -169,11 +170,3 @@ def _stack(arrays: list[np.ndarray], shape: tuple[int, ...]) -> torch.Tensor:
     for line, array in zip(stacked.numpy(), arrays):
         line[...] = array
     return stacked
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file through a temporary name, so that no half file is ever seen."""
-    temporary = Path(f'{path}.{os.getpid()}.tmp')
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -16,6 +16,7 @@ from shared import ddp
 from shared.datasets.items import DataError
 from shared.datasets.lists import AUDIO, existing, listing
 from shared.datasets.reading import AudioReader
+from shared.files import replacing
 
 CATEGORIES = ('noise', 'speech', 'music')
 PIECE, HOP = 80000, 48000  # samples at 16 kHz: 5 s pieces, one every 3 s
@@ -126,8 +127,6 @@ def split_musan(path: str | Path, out: str | Path) -> int:
 
 def write_pcm16(path: Path, wave: np.ndarray, rate: int) -> None:
     """Writes a wav whose PCM-16 values read back as they were (soundfile scales by 32767)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f'.{os.getpid()}.tmp')
     values = np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)
-    soundfile.write(temporary, values, rate, subtype='PCM_16', format='WAV')
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        soundfile.write(temporary, values, rate, subtype='PCM_16', format='WAV')

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.datasets.items import DataError, Trials, Utterances, write_text
+from shared.datasets.items import DataError, Trials, Utterances
 from shared.datasets.lists import (
     AUDIO,
     Columns,
@@ -24,6 +24,7 @@ from shared.datasets.lists import (
     require_files,
     sorted_names,
 )
+from shared.files import write_text
 
 KNOWN_COUNTS = {  # trials of the published lists, original and cleaned
     37720: 'Vox1-O original',

@@ -4,7 +4,6 @@ Figures are made without pyplot, so nothing global changes and threads do not me
 eight of Okabe and Ito, told apart under every common colour blindness; lines also differ in dashes.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from matplotlib.lines import Line2D
 from scipy.special import ndtr, ndtri
 
 from shared.evaluation.metrics import DetCurve, det_curve
+from shared.files import replacing
 
 BLUE, ORANGE = '#0072B2', '#D55E00'
 COLOURS = (BLUE, ORANGE, '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
@@ -178,8 +178,5 @@ def _symbol_key(axes, p_targets: Sequence[float]):
 
 def _save(figure: Figure, path: str | Path) -> None:
     """Writes beside the target and renames, so that a reader sees the old picture or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + '.tmp')
-    FigureCanvasAgg(figure).print_png(unfinished)
-    os.replace(unfinished, path)
+    with replacing(path) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)

@@ -4,9 +4,10 @@ import base64
 import html
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
+
+from shared.files import write_text
 
 IMAGE_FOLDERS = ('curves', 'plots', 'images')  # in the order of the page
 LEFT_OUT = ('scripts', 'wandb', 'neptune', 'tensorboard', 'models')
@@ -82,9 +83,7 @@ def write_report(path_log: str | Path) -> Path:
         f'<body><main>{"".join(body)}</main></body></html>\n'
     )
     path = path_log / 'report.html'
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    temporary.write_text(page, encoding='utf-8')
-    os.replace(temporary, path)
+    write_text(path, page)
     return path
 
 

@@ -5,7 +5,6 @@ Legend: B files of a batch, N files, M trials, S segments of a file, D embedding
 
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from shared import ddp
 from shared.errors import UserError
 from shared.evaluation import metrics, scoring
+from shared.files import write_text
 
 
 class TrialList(Protocol):
@@ -176,10 +176,7 @@ def write_results(path: str | Path, table: list[dict], evaluations: list[dict]) 
     """
     path = Path(path)
     text = json.dumps({'table': table, 'evaluations': evaluations}, indent=2, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + '.tmp')
-    unfinished.write_text(text + '\n', encoding='utf-8')
-    os.replace(unfinished, path)
+    write_text(path, text + '\n')
 
 
 def _embed_share(embed, loader, count, device) -> tuple[Tensor, list[Tensor], int]:

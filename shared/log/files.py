@@ -2,16 +2,15 @@
 
 import contextlib
 import json
-import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
+from shared.files import replacing
 from shared.log.redaction import redact
 
 
@@ -36,19 +35,6 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, item: Any) -> None:
     """`as_json` into a file."""
     write_atomically(path, as_json(item))
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes `path` when all went well."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)  # ours, and unfinished
-        temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

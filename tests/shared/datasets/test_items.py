@@ -4,10 +4,9 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
-from shared.datasets.items import DataError, Sample, Utterances, collate, write_text
+from shared.datasets.items import DataError, Sample, Utterances, collate
 
 ROOT = Path('root')
 
@@ -42,15 +41,6 @@ def test_utterances_write_gives_the_train_list(tmp_path):
     utterances().write(tmp_path / 'new' / 'list.txt')
     lines = (tmp_path / 'new' / 'list.txt').read_text().splitlines()
     assert lines == ['a a/v/1.wav 4.1', 'b b/v/2.wav 8.064', 'c c/é/3.wav 5']
-
-
-def test_write_text_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
-    path = tmp_path / 'list.txt'
-    path.write_text('old')
-    monkeypatch.setattr(Path, 'write_text', lambda *_: (_ for _ in ()).throw(OSError('disk full')))
-    with pytest.raises(OSError):
-        write_text(path, 'new')
-    assert path.read_bytes() == b'old'
 
 
 def test_data_error_from_a_loader_process_keeps_its_last_line():

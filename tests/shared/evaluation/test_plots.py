@@ -5,6 +5,7 @@ import pytest
 from matplotlib.image import imread
 from scipy.special import ndtr
 
+from shared.errors import UserError
 from shared.evaluation import plots
 from shared.evaluation.metrics import det_curve, eer
 from shared.evaluation.plots import System, draw_det, draw_histogram
@@ -43,7 +44,7 @@ def test_an_older_picture_stays_when_the_new_one_cannot_be_written(tmp_path, mon
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(plots.FigureCanvasAgg, 'print_png', full)
-    with pytest.raises(OSError, match='No space'):
+    with pytest.raises(UserError, match='No space'):
         draw_det(path, [System('a', *gaussian_trials())])
     assert path.read_bytes() == b'older'
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -285,7 +286,7 @@ def test_results_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(verification.os, 'replace', full)
-    with pytest.raises(OSError, match='No space'):
+    monkeypatch.setattr(os, 'replace', full)
+    with pytest.raises(UserError, match='No space'):
         write_results(path, [], [])
     assert path.read_text() == before
