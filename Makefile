@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-export OMP_NUM_THREADS ?= 2
 
 .PHONY: help demo test lint bench clean-venv
 
@@ -19,11 +18,11 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-demo: $(STAMP)   ## LGL on the built-in synthetic corpus, with a report: minutes on two cores
+demo: $(STAMP)   ## LGL on the built-in synthetic corpus, with a report; minutes on two cores
 	$(BIN)/python papers/lgl/main.py --demo
 
 test: $(STAMP)   ## every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: $(STAMP)   ## ruff, format check, mypy on shared/
 	$(BIN)/ruff check .
