@@ -114,7 +114,13 @@ def test_recipe_leaves_table_plots_report_and_encoder(corpus, finished):
     assert results['table'][2]['NMI %'] > 0 and 'selected %' in results['table'][3]
     evaluation = results['evaluations'][0]
     assert evaluation['trials'] == trials_in(corpus, 'O') and len(evaluation['sha256']) == 64
-    for name in ('report.html', 'encoder.pt', 'metrics.jsonl', 'plots/det_vox1_O.png', 'labels/1.txt'):
+    for name in (
+        'report.html',
+        'encoder.pt',
+        'metrics.jsonl',
+        'plots/det_vox1_O.png',
+        'labels/1.txt',
+    ):
         assert (folder / name).stat().st_size > 0
     assert 'untrained' in printed and 'report.html' in printed
 
