@@ -111,6 +111,10 @@ def contrastive(corpus, logger, table, args):
     )
     if args['phase'] in ('cluster', 'classify') and not loop.finished:
         raise UserError(f'{loop.folder}: Stage I is not finished; run --phase contrastive first')
+    if loop.finished and len(loop.history) < args['contrastive_epoch']:
+        raise UserError(
+            f'{loop.folder}: ended at epoch {len(loop.history)}; for more change `name`'
+        )
 
     for epoch in loop.epochs(args['contrastive_epoch']):
         metrics = train.contrastive_epoch(
@@ -125,8 +129,7 @@ def pseudo_labels(iteration, best, corpus, logger, args):
     path = Path(args['path_log']) / 'labels' / f'{iteration}.txt'
     new = ddp.broadcast_object(not path.exists())
     if new:
-        encoder = encoder_of(args, weights_of(best))
-        labels, quality = train.cluster(encoder, corpus, args)
+        labels, quality = train.cluster(encoder_of(args, weights_of(best)), corpus, args)
         logger.log_metrics({f'cluster/{name}': x for name, x in quality.items()}, iteration)
         if ddp.is_main():
             write_labels(path, corpus.train, labels, quality)

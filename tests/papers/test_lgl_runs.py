@@ -281,6 +281,14 @@ def test_other_arguments_in_the_same_folder_are_refused(corpus, finished):
     assert (folder / 'arguments.json').read_bytes() == before
 
 
+def test_a_longer_stage_one_than_the_finished_one_is_refused_not_ignored(
+    corpus, finished, tmp_path
+):
+    shutil.copytree(finished[0], tmp_path / 'LGL' / 'run')
+    line = refused(corpus, tmp_path, contrastive_epoch=3)
+    assert 'contrastive: ended at epoch 2' in line and 'name' in line
+
+
 def test_more_clusters_than_utterances_are_refused_before_training(corpus, tmp_path):
     line = refused(corpus, tmp_path, clusters=1000)
     assert 'clusters 1000' in line and '24 utterances' in line
