@@ -13,10 +13,17 @@ class Framework(nn.Module):
     """
 
     def freeze(self, *names: str) -> None:
-        """Stops the named children from learning and keeps them in eval mode, for good."""
+        """Stops the named children from learning and keeps them in eval mode."""
         for name in names:
             self.get_submodule(name).requires_grad_(False)
-        self._frozen = (*getattr(self, '_frozen', ()), *names)
+        self._frozen = tuple(dict.fromkeys((*getattr(self, '_frozen', ()), *names)))
+        self.train(self.training)
+
+    def unfreeze(self, *names: str) -> None:
+        """Lets the named children learn again, in the mode of the whole; wrap anew afterwards."""
+        for name in names:
+            self.get_submodule(name).requires_grad_(True)
+        self._frozen = tuple(name for name in getattr(self, '_frozen', ()) if name not in names)
         self.train(self.training)
 
     def learnable(self) -> list[nn.Parameter]:
@@ -37,8 +44,8 @@ class Framework(nn.Module):
     def distribute(self, device: str | torch.device, sync_bn: bool = False) -> nn.Module:
         """Moves to the device and, with several processes, returns the DDP wrapper.
 
-        Call it after freezing and before building the optimizer, once per phase: parameters
-        frozen at the wrap and unfrozen later would silently differ between ranks.
+        Call it after freezing, and again whenever that changes: parameters frozen at the wrap and
+        unfrozen later would silently differ between ranks.
 
         Args:
             device: this rank's device.

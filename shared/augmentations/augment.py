@@ -1,5 +1,6 @@
 """What a collated batch asks for, done on its device (design 4.2: workers read, it computes)."""
 
+import torch
 from torch import Tensor
 
 from shared.augmentations.noise import add_noise
@@ -13,8 +14,25 @@ def augment(batch: dict) -> Tensor:
     (M,) in dB, with row b * V + v for view v of utterance b. Nothing is drawn here, and the host
     never waits for the device.
     """
-    waves = batch['waves']
-    rows = waves.flatten(0, 1)  # (B * V, L)
-    rows = reverberate(rows, batch['rir'], batch['rir_row'])
+    rows = _reverberated(batch)
     rows = add_noise(rows, batch['noise'], batch['noise_row'], batch['noise_snr'])
-    return rows.view_as(waves)
+    return rows.view_as(batch['waves'])
+
+
+def augment_in_turn(batch: dict) -> Tensor:
+    """As `augment`, but each noise of a row is scaled against the mixture so far.
+
+    Babble, then music on top of it: the second SNR is that of speech and babble together (spec nawsv
+    2.7). `batch` also holds noise_turn, M numbers in a list.
+    """
+    rows, turns = _reverberated(batch), batch['noise_turn']
+    for turn in range(max(turns, default=-1) + 1):
+        chosen = torch.tensor([m for m, t in enumerate(turns) if t == turn], device=rows.device)
+        noise, row, snr = (batch[name][chosen] for name in ('noise', 'noise_row', 'noise_snr'))
+        rows = add_noise(rows, noise, row, snr)
+    return rows.view_as(batch['waves'])
+
+
+def _reverberated(batch: dict) -> Tensor:
+    rows = batch['waves'].flatten(0, 1)  # (B * V, L)
+    return reverberate(rows, batch['rir'], batch['rir_row'])

@@ -115,7 +115,7 @@ class Sample:
     """One training utterance as a worker read it; mixing is left to the device (design 4.2).
 
     `waves` (V, L) float32 clean crops. `noises`: (view, noise (L,), SNR in dB), several of one view
-    make babble. `rirs`: (view, response (K,)) already scaled, at most one a view. `skipped`: why
+    make babble, or are added in turn (`augmentations.augment` has both). `rirs`: (view, response (K,)) already scaled, at most one a view. `skipped`: why
     other utterances were passed over. `converted`: what was resampled or mixed to mono.
     """
 
@@ -132,7 +132,7 @@ def collate(samples: list[Sample]) -> dict:
     """Batch of samples: clean waves, and the noises and responses with the row they belong to.
 
     Returns waves (B, V, L), labels (B,), index (B,); noise (M, L), noise_row (M,), noise_snr (M,) in
-    dB; rir (R, K), zero-padded to the longest and cut at L, rir_row (R,); skipped, converted.
+    dB, noise_turn (list of M numbers: 0 for a row's first noise, 1 for its second); rir (R, K), zero-padded to the longest and cut at L, rir_row (R,); skipped, converted.
     Row b * V + v is view v of utterance b. M and R may be 0.
     """
     views, length = samples[0].waves.shape
@@ -149,6 +149,7 @@ def collate(samples: list[Sample]) -> dict:
         'noise': _stack([x for _, x, _ in noises], (length,)),
         'noise_row': torch.tensor([row for row, _, _ in noises], dtype=torch.int64),
         'noise_snr': torch.tensor([snr for _, _, snr in noises], dtype=torch.float32),
+        'noise_turn': _turns([row for row, _, _ in noises]),
         'rir': rir,
         'rir_row': torch.tensor([row for row, _ in rirs], dtype=torch.int64),
         'skipped': [message for s in samples for message in s.skipped],
@@ -162,6 +163,16 @@ def to_device(batch: dict, device: str | torch.device) -> dict:
         name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()
     }
+
+
+def _turns(rows: list[int]) -> list[int]:
+    """How many of the same row came before; stays on the host, which loops over the turns."""
+    seen: Counter = Counter()
+    turns = []
+    for row in rows:
+        turns.append(seen[row])
+        seen[row] += 1
+    return turns
 
 
 def _stack(arrays: list[np.ndarray], shape: tuple[int, ...]) -> torch.Tensor:

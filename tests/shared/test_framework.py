@@ -66,6 +66,16 @@ def test_freezing_an_unknown_child_is_an_error():
         Toy().freeze('techer')
 
 
+def test_unfrozen_child_learns_again_and_follows_the_mode():
+    framework = frozen()
+    framework.freeze('student')
+    framework.unfreeze('teacher')
+    assert framework.teacher.training and not framework.student.training
+    assert [id(x) for x in framework.learnable()] == [id(x) for x in framework.teacher.parameters()]
+    framework.eval().train()
+    assert framework.teacher.training and not framework.student.training
+
+
 def test_copy_of_state_is_not_changed_by_training():
     framework = frozen()
     copy = framework.copy_of_state()

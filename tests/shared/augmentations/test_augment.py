@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.signal import convolve
 
-from shared.augmentations.augment import augment
+from shared.augmentations.augment import augment, augment_in_turn
 from shared.datasets.items import Sample, collate
 
 
@@ -47,6 +47,29 @@ def test_augment_of_a_clean_batch_gives_its_waves():
     waves = np.ones((2, 8), np.float32)
     batch = collate([Sample(waves, label=0, index=0), Sample(2 * waves, label=0, index=1)])
     assert torch.equal(augment(batch), batch['waves'])
+
+
+def test_augment_in_turn_scales_each_noise_against_the_mixture_so_far():
+    rng, length = np.random.default_rng(1), 300
+    samples, expected = [], []
+    for b, count in enumerate((2, 0, 1, 3)):
+        sample = Sample(rng.standard_normal((1, length)).astype(np.float32), label=b, index=b)
+        y = sample.waves[0].astype(np.float64)
+        for _ in range(count):
+            noise = (5 * rng.standard_normal(length)).astype(np.float32)
+            snr = float(rng.uniform(0, 5))
+            sample.noises.append((0, noise, snr))
+            levels = [10 * np.log10(np.mean(z.astype(np.float64) ** 2) + 1e-4) for z in (y, noise)]
+            y = y + np.sqrt(10 ** ((levels[0] - levels[1] - snr) / 10)) * noise
+        samples.append(sample)
+        expected.append(y)
+    batch = collate(samples)
+    assert batch['noise_turn'] == [0, 1, 0, 0, 1, 2]
+    before = batch['waves'].clone()
+    out = augment_in_turn(batch)[:, 0].numpy()
+    np.testing.assert_allclose(out, expected, atol=1e-4)
+    assert torch.equal(batch['waves'], before)  # the clean reference is still there
+    assert not np.allclose(augment(batch)[0, 0], expected[0], atol=1e-2)  # which is not in turn
 
 
 @pytest.mark.gpu

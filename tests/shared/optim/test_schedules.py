@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from shared.optim.schedules import exponential_steps, set_lr
+from shared.optim.schedules import cosine, exponential_steps, set_lr
 
 
 @pytest.mark.parametrize(
@@ -9,6 +9,19 @@ from shared.optim.schedules import exponential_steps, set_lr
 )
 def test_exponential_steps_decay_after_each_five_epochs(epoch, lr):
     assert exponential_steps(1e-3, 0.9, 5, epoch) == pytest.approx(lr, abs=5e-8)
+
+
+@pytest.mark.parametrize(  # spec nawsv section 5, 27 epochs counted from 0
+    'done, lr',
+    [(0, 5.00e-5), (5, 4.59e-5), (9, 3.76e-5), (15, 2.10e-5), (20, 8.27e-6), (26, 6.7e-7)],
+)
+def test_cosine_gives_the_published_rates(done, lr):
+    assert cosine(5e-5, 5e-7, done, 27) == pytest.approx(lr, rel=5e-3)
+
+
+def test_cosine_ends_at_the_minimum_and_may_be_constant():
+    assert cosine(1.0, 0.1, 10, 10) == pytest.approx(0.1)
+    assert cosine(0.3, 0.3, 7, 10) == 0.3
 
 
 def test_set_lr_reaches_every_group():
