@@ -217,26 +217,46 @@ def load_weights(module: torch.nn.Module, state: dict[str, Any], source: str) ->
     """
     if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
         raise UserError(f'{source}: not a set of weights (named tensors)')
-    own = module.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    unexpected = sorted(state.keys() - own.keys())
-    shapes = [
-        f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
-        for name in sorted(own.keys() & state.keys())
-        if own[name].shape != state[name].shape
-    ]
-    problems = [
+    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    check_entries(state, shapes, f'{source}: checkpoint of another model')
+    module.load_state_dict(state)
+
+
+def check_entries(
+    entries: dict[str, torch.Tensor],
+    shapes: dict[str, tuple[int, ...]],
+    complaint: str,
+    **more: list[str],
+) -> None:
+    """Raises one line that names everything wrong with the entries of a file.
+
+    Args:
+        entries: what was read.
+        shapes: of the entries that should be there.
+        complaint: how the line begins: file, and what it is not.
+        more: kind of a further fault -> the entries that have it; underscores become blanks.
+
+    Raises:
+        UserError: missing, unexpected or differently shaped entries, or `more`.
+    """
+    common = sorted(entries.keys() & shapes.keys())
+    problems = {
+        'missing': sorted(shapes.keys() - entries.keys()),
+        'unexpected': sorted(entries.keys() - shapes.keys()),
+        'of another shape': [
+            f'{name} {tuple(entries[name].shape)} instead of {shapes[name]}'
+            for name in common
+            if tuple(entries[name].shape) != shapes[name]
+        ],
+        **{kind.replace('_', ' '): names for kind, names in more.items()},
+    }
+    found = [
         f'{len(names)} {kind} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
-        for kind, names in (
-            ('missing', missing),
-            ('unexpected', unexpected),
-            ('of another shape', shapes),
-        )
+        for kind, names in problems.items()
         if names
     ]
-    if problems:
-        raise UserError(f'{source}: checkpoint of another model: {"; ".join(problems)}')
-    module.load_state_dict(state)
+    if found:
+        raise UserError(f'{complaint}: {"; ".join(found)}')
 
 
 def _plain(item: Any) -> Any:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from shared.errors import UserError
@@ -44,3 +44,22 @@ def write_text(path: str | Path, text: str) -> None:
     """Writes a text file through `replacing`, whose error it raises."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding='utf-8')
+
+
+def require_paths(paths: Mapping[str, str | Path | Sequence[str | Path] | None]) -> None:
+    """Checks that every path of these arguments is there, before anything is built.
+
+    Args:
+        paths: name of the argument -> its path, or several; None is skipped.
+
+    Raises:
+        UserError: all that are missing, in one line.
+    """
+    missing = []
+    for name, value in paths.items():
+        several = [value] if isinstance(value, str | Path) else value or ()
+        missing += [f'{name} {path}' for path in several if not Path(path).exists()]
+    if missing:
+        raise UserError(
+            f'not found: {"; ".join(missing)}. Edit arguments.py, or try `--demo` first'
+        )

@@ -12,12 +12,33 @@ class Framework(nn.Module):
     reach the module inside.
     """
 
-    def freeze(self, *names: str) -> None:
-        """Stops the named children from learning and keeps them in eval mode."""
+    def freeze(self, *names: str, saved: bool = True) -> None:
+        """Stops the named children from learning and keeps them in eval mode.
+
+        Args:
+            names: of children.
+            saved: False leaves them out of the state: public weights, read from their own file.
+        """
         for name in names:
             self.get_submodule(name).requires_grad_(False)
         self._frozen = tuple(dict.fromkeys((*getattr(self, '_frozen', ()), *names)))
+        if not saved:
+            self._leave_out(tuple(f'{name}.' for name in names))
         self.train(self.training)
+
+    def _leave_out(self, prefixes: tuple[str, ...]) -> None:
+        """Entries with these prefixes are not in the state, and not missed when one is loaded."""
+
+        def forget(module, state, prefix, local_metadata):
+            for key in [key for key in state if key.startswith(prefixes)]:
+                del state[key]
+
+        def forgive(module, incompatible):
+            missing = incompatible.missing_keys
+            missing[:] = [key for key in missing if not key.startswith(prefixes)]
+
+        self.register_state_dict_post_hook(forget)
+        self.register_load_state_dict_post_hook(forgive)
 
     def unfreeze(self, *names: str) -> None:
         """Lets the named children learn again, in the mode of the whole; wrap anew afterwards."""

@@ -24,7 +24,19 @@ MAY_IMPORT = {
     'framework': {'ddp'},
     'checkpoint': {'ddp'},
     'log': {'ddp'},
-    'loop': {'ddp', 'checkpoint', 'meters'},
+    'loop': {'ddp', 'checkpoint', 'meters', 'datasets'},
+    'demo_ssl': {  # a small pre-training, from corpus to record
+        'datasets',
+        'models',
+        'clustering',
+        'evaluation',
+        'optim',
+        'seed',
+        'ddp',
+        'checkpoint',
+        'meters',
+        'loop',
+    },
 }
 MAY_PRINT = {  # file and function: why
     ('shared/arguments.py', 'build'): 'a wrong argument: its one line, then exit status 2',
@@ -33,6 +45,7 @@ MAY_PRINT = {  # file and function: why
 }
 MAY_EDIT_PATH = {  # file: why
     'tests/papers/test_lgl_runs.py': 'a rank started by a test must stand where main.py stands',
+    'tests/papers/test_nawsv_runs.py': 'a rank started by a test must stand where main.py stands',
 }
 PAPERS = r'lgl|enskd|os[-_]?kdft|naw[-_]?sv|wavlm[-_]ssl'
 NO_HOMES = {'utils', 'util', 'misc', 'common', 'helpers', 'core', 'base'}
@@ -264,6 +277,10 @@ PLANTED = [
     (shared_imports, 'shared/losses/x.py', 'def f():\n    import shared.models.y'),
     (shared_imports, 'shared/ddp.py', 'from . import checkpoint'),
     (shared_imports, 'shared/brand_new/x.py', 'from shared import ddp'),
+    (shared_imports, 'shared/evaluation/x.py', 'from shared.datasets.items import Trials'),
+    (shared_imports, 'shared/loop.py', 'from shared.evaluation.extraction import extract'),
+    (shared_imports, 'shared/datasets/x.py', 'from shared import demo_ssl'),
+    (shared_imports, 'shared/demo_ssl.py', 'from shared import log'),
     (shared_imports, 'shared/seed.py', 'import papers.lgl.train'),
     (shared_imports, 'shared/seed.py', 'from ..papers import lgl'),
     (paper_imports, 'papers/lgl/main.py', 'from papers.nawsv import losses'),
@@ -317,7 +334,8 @@ def test_checks_accept_what_the_rules_allow(tmp_path):
         {
             'shared/errors.py': 'class UserError(Exception):\n    """Spec lgl 2.4 (NAW-SV too)."""',
             'shared/arguments.py': 'def build():\n    print("wrong")',
-            'shared/loop.py': 'from shared import checkpoint, ddp, meters',
+            'shared/loop.py': 'from shared import checkpoint, datasets, ddp, meters',
+            'shared/demo_ssl.py': 'from shared import clustering, datasets, loop, models, optim',
             'shared/datasets/x.py': 'from shared.augmentations.noise import y\nfrom . import items',
             'shared/datasets/items.py': 'def main():\n    print("a command")\n# as lgl does',
             'shared/models/x.py': 'from shared.errors import UserError\nfrom shared.models import y',

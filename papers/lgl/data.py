@@ -1,6 +1,5 @@
 """The corpora of LGL, and what one training sample is in each stage (design: workers only read)."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -12,9 +11,10 @@ from shared.datasets import demo, voxceleb
 from shared.datasets.items import DataError, Sample
 from shared.datasets.loading import train_loader, whole_files, with_substitute
 from shared.datasets.musan import Musan
-from shared.datasets.reading import AudioReader, durations
+from shared.datasets.reading import AudioReader
 from shared.datasets.rirs import Rirs
 from shared.datasets.samplers import ShuffledBatches, sample_rng
+from shared.datasets.trial_files import TrialFiles, drawn_trials, training_list
 from shared.files import write_text
 
 CATEGORIES = ('noise', 'speech', 'music')
@@ -122,17 +122,18 @@ class LabelledCrops:
 class Corpus:
     """Every list and folder of the recipe, checked on construction.
 
-    Attributes: `train` (Utterances with seconds), `valid` and `tests` (TrialList), `musan`, `rirs`.
+    Attributes: `train` (Utterances with seconds), `valid` and `tests` (TrialFiles), `musan`, `rirs`.
     """
 
     def __init__(self, args, tests):
-        self.args = args
-        self.folder = Path(args['path_log']) / 'lists'
+        self.args, self.tests = args, tests
+        lists = Path(args['path_log']) / 'lists'
         self.musan = Musan(args['path_musan'], AudioReader())
         self.rirs = Rirs(args['path_rir'], AudioReader())
-        self.tests = tests
-        self.valid = tests[0] if args['selection'] == 'test' else self.validation_list()
-        self.train = self.training_list()
+        self.valid = tests[0] if args['selection'] == 'test' else validation_files(lists, args)
+        self.train = training_list(
+            args['path_train'], args['list_train'], lists / 'train.txt', args['num_workers']
+        )
         if args['clusters'] > len(self.train):
             raise DataError(
                 f'clusters {args["clusters"]}: the train list has {len(self.train)} utterances only'
@@ -147,36 +148,6 @@ class Corpus:
             f'train: {len(train):,} utterances, {np.nansum(train.seconds) / 3600:.1f} h; '
             f'trials: {tests}; MUSAN: {noises}; {len(self.rirs.files):,} RIRs'
         )
-
-    def training_list(self):
-        """The train list with durations; where none are listed they are read, once per run folder.
-
-        Rank 0 makes what is missing and every rank reads the file, so that all have the same.
-        """
-        root, given = self.args['path_train'], self.args['list_train']
-        if given:
-            train = voxceleb.read_list(given, root)
-            if train.seconds is not None:
-                return train
-        kept = self.folder / 'train.txt'
-        if ddp.is_main() and not kept.exists():
-            train = train if given else voxceleb.read_folder(root)
-            seconds = durations(train.all_paths(), AudioReader(), self.args['num_workers'])
-            dataclasses.replace(train, seconds=seconds).write(kept)
-        ddp.barrier()
-        return voxceleb.read_list(kept, root)
-
-    def validation_list(self):
-        """`trials_valid`, or trials drawn from path_valid once per run folder."""
-        root, given = self.args['path_valid'], self.args['trials_valid']
-        kept = self.folder / 'valid_trials.txt'
-        if ddp.is_main() and given is None and not kept.exists():
-            found, seed = voxceleb.read_folder(root), self.args['rand_seed']
-            voxceleb.write_trials(
-                voxceleb.draw_trials(found, VALID_TRIALS, VALID_TRIALS, seed), kept
-            )
-        ddp.barrier()
-        return TrialList(voxceleb.read_trials(given or kept, root), root, self.args)
 
     def contrastive_loader(self):
         """Stage I: (B, 3, L) waves."""
@@ -212,34 +183,39 @@ class Corpus:
         return train_loader(data, sampler, self.args['num_workers'])
 
 
-class TrialList:
-    """Trials and the loader of their files."""
-
-    def __init__(self, trials, root, args):
-        self.trials = trials
-        self.paths = [Path(root) / file for file in trials.files]
-        self.args = args
-        self.seconds = None
-
-    def loader(self):
-        """Whole files, sorted by length, sharded over the ranks."""
-        if self.seconds is None:
-            self.seconds = durations(self.paths, AudioReader(), self.args['num_workers'])
-        return whole_files(
-            self.paths,
-            self.seconds,
-            AudioReader(),
-            budget_seconds=self.args['eval_seconds'],
-            workers=self.args['num_workers'],
-            rank=ddp.rank(),
-            world_size=ddp.world_size(),
-        )
-
-
 def trial_lists(args):
     """The lists of `trials_test`, each with the loader of its files."""
     root = args['path_test']
-    return [TrialList(voxceleb.read_trials(path, root), root, args) for path in args['trials_test']]
+    return [
+        trial_files(voxceleb.read_trials(path, root), root, args) for path in args['trials_test']
+    ]
+
+
+def validation_files(lists, args):
+    """`trials_valid`, or trials drawn from path_valid once per run folder."""
+    root, given = args['path_valid'], args['trials_valid']
+    kept = lists / 'valid_trials.txt'
+    if given:
+        trials = voxceleb.read_trials(given, root)
+    else:
+        trials = drawn_trials(root, kept, VALID_TRIALS, args['rand_seed'])
+    return trial_files(trials, root, args)
+
+
+def trial_files(trials, root, args):
+    """Trials with the loader of their files."""
+    return TrialFiles(
+        trials, root, budget_seconds=args['eval_seconds'], workers=args['num_workers']
+    )
+
+
+def needed_paths(args):
+    """What must be there before anything is built, by the name of its argument."""
+    names = ['path_test', 'trials_test', 'published']
+    if not args['eval']:
+        names += ['path_train', 'list_train', 'path_musan', 'path_rir']
+        names += ['path_valid', 'trials_valid'] if args['selection'] == 'valid' else []
+    return {name: args[name] for name in names}
 
 
 def use_demo_corpus(args):
@@ -281,20 +257,3 @@ def read_labels(path, utterances):
         )
     labels = np.array([int(table[name]) for name in names], dtype=np.int64)
     return labels, json.loads(path.with_suffix('.json').read_text())
-
-
-def check_paths(args):
-    """Every missing path at once, before anything is built."""
-    if args['demo']:
-        return
-    names = ['path_test', 'published']
-    if not args['eval']:
-        names += ['path_train', 'list_train', 'path_musan', 'path_rir']
-        names += ['path_valid', 'trials_valid'] if args['selection'] == 'valid' else []
-    wanted = [(name, args[name]) for name in names if args[name] is not None]
-    wanted += [('trials_test', path) for path in args['trials_test']]
-    missing = [f'{name} {path}' for name, path in wanted if not Path(path).exists()]
-    if missing:
-        raise SystemExit(
-            f'error: not found: {"; ".join(missing)}. Edit arguments.py, or try `--demo` first'
-        )

@@ -1,14 +1,12 @@
-"""From an encoder to rows of the results table, plots and the report."""
+"""The rows of LGL's results table, and the evaluation at the end."""
 
 from pathlib import Path
 
 import numpy as np
 
 from shared import ddp
-from shared.evaluation import plots
-from shared.evaluation.report import write_report
-from shared.evaluation.tables import text_table
-from shared.evaluation.verification import write_results
+from shared.evaluation.plots import System
+from shared.evaluation.results import Evaluation, write_evaluation
 from train import validate
 
 
@@ -28,40 +26,18 @@ def score(phase, encoder, corpus, args):
 
 def evaluate(encoder, tests, folder, table, args):
     """Scores the test lists with intervals; writes results.json, plots and report.html."""
-    records = []
-    for number, trial_list in enumerate(tests):
-        trials, name = trial_list.trials, Path(trial_list.trials.name).stem
-        record, scores = validate(encoder, trial_list, args, resamples=1000)
-        records.append({'list': name, **record})
-        if not ddp.is_main():
-            continue
-        title = f'{record["known_name"] or name}: {len(scores):,} trials'
-        histogram = folder / 'plots' / f'scores_{name}.png'
-        plots.draw_histogram(histogram, scores, trials.labels, title=title)
-        systems = [plots.System('this encoder', scores, trials.labels)]
-        if number == 0:
-            systems = phase_systems(trials.labels, table, args) or systems
-        plots.draw_det(folder / 'plots' / f'det_{name}.png', systems, title=title)
-    if not ddp.is_main():
-        return
-    write_results(folder / 'results.json', table, records)
-    summary = [
-        {
-            'list': record['list'],
-            'EER %': record['eer'],
-            '95 %': '{:.2f} to {:.2f}'.format(*record['eer_interval'] or (0, 100)),
-            **{f'minDCF {p}': value for p, value in record['min_dcf'].items()},
-            'trials': record['trials'],
-        }
-        for record in records
-    ]
-    print('\n\n'.join(text_table(rows) for rows in (table, summary) if rows))
-    print(f'\nreport: {write_report(folder)}', flush=True)
+    evaluations = []
+    for files in tests:
+        record, scores = validate(encoder, files, args, resamples=1000)
+        labels = files.trials.labels
+        systems = () if evaluations else phase_systems(labels, table, args)
+        evaluations.append(Evaluation(files.trials.name, record, scores, labels, systems))
+    if ddp.is_main():
+        print(write_evaluation(folder, table, evaluations), flush=True)
 
 
 def phase_systems(labels, table, args):
-    """One DET curve for each phase of the recipe, from the scores it left."""
+    """One DET curve for each phase of the recipe, from the scores that rank 0 kept."""
     stored = Path(args['path_log']) / 'scores'
-    return [
-        plots.System(row['phase'], np.load(stored / f'{row["phase"]}.npy'), labels) for row in table
-    ]
+    phases = [row['phase'] for row in table if ddp.is_main()]
+    return [System(phase, np.load(stored / f'{phase}.npy'), labels) for phase in phases]

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
+import data
 import train
 from arguments import get_args
-from data import Corpus, check_paths, read_labels, trial_lists, use_demo_corpus, write_labels
 from evaluation import evaluate, score
 from framework import Adversary, Contrastive, GatedClassification
 from losses import NO_GATE, phase_over
@@ -30,6 +30,7 @@ from published import weights_of
 from shared import ddp, log
 from shared.checkpoint import load_weights, once, read, write
 from shared.errors import UserError
+from shared.files import require_paths
 from shared.losses.aam_softmax import AamSoftmax
 from shared.losses.contrastive import ContrastiveLoss
 from shared.seed import set_seed
@@ -40,8 +41,9 @@ def run(rank, args, experiment_args):
     folder = Path(args['path_log'])
 
     if args['demo']:
-        use_demo_corpus(args)
-    tests = trial_lists(args)
+        data.use_demo_corpus(args)
+    require_paths(data.needed_paths(args))
+    tests = data.trial_lists(args)
     if args['eval']:
         encoder = encoder_of(args, weights_of(args['published'] or folder / 'encoder.pt'))
         return evaluate(encoder, tests, folder / 'evaluation', [], args)
@@ -59,7 +61,7 @@ def run(rank, args, experiment_args):
     logger.log_arguments(experiment_args)
 
     # data
-    corpus = Corpus(args, tests)
+    corpus = data.Corpus(args, tests)
     if ddp.is_main():
         print(corpus.describe(), flush=True)
 
@@ -111,10 +113,9 @@ def contrastive(corpus, logger, table, args):
     )
     if args['phase'] in ('cluster', 'classify') and not loop.finished:
         raise UserError(f'{loop.folder}: Stage I is not finished; run --phase contrastive first')
-    if loop.finished and len(loop.history) < args['contrastive_epoch']:
-        raise UserError(
-            f'{loop.folder}: ended at epoch {len(loop.history)}; for more change `name`'
-        )
+    done = len(loop.history)
+    if loop.finished and done < args['contrastive_epoch']:
+        raise UserError(f'{loop.folder}: ended at epoch {done}; for more change `name`')
 
     for epoch in loop.epochs(args['contrastive_epoch']):
         metrics = train.contrastive_epoch(
@@ -132,9 +133,9 @@ def pseudo_labels(iteration, best, corpus, logger, args):
         labels, quality = train.cluster(encoder_of(args, weights_of(best)), corpus, args)
         logger.log_metrics({f'cluster/{name}': x for name, x in quality.items()}, iteration)
         if ddp.is_main():
-            write_labels(path, corpus.train, labels, quality)
+            data.write_labels(path, corpus.train, labels, quality)
         ddp.barrier()
-    return *read_labels(path, corpus.train), new
+    return *data.read_labels(path, corpus.train), new
 
 
 def classify(iteration, gate, labels, start, corpus, logger, table, args):
@@ -167,9 +168,8 @@ def classify(iteration, gate, labels, start, corpus, logger, table, args):
         eers = [past['valid_eer'] for past in loop.history]
         if phase_over(eers, args['patience'], args['phase_epoch_min']):
             break
-        metrics = train.classification_epoch(
-            f'{name} {epoch}', loop, parallel, optimizer, gate, args
-        )
+        title = f'{name} {epoch}'
+        metrics = train.classification_epoch(title, loop, parallel, optimizer, gate, args)
         step = before + epoch
         end_epoch(metrics, 'classification', step, loop, framework.encoder, corpus, logger, args)
     return finish(name, loop, framework.encoder, corpus, table, args)
@@ -177,5 +177,4 @@ def classify(iteration, gate, labels, start, corpus, logger, table, args):
 
 if __name__ == '__main__':
     args, system_args, experiment_args = get_args()
-    check_paths(args)
     ddp.launch(run, args, experiment_args)

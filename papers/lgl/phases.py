@@ -1,4 +1,4 @@
-"""What every phase of the recipe does around its epochs: folder, validation, end, budget."""
+"""What every phase of the recipe does around its epochs: validation, end, budget."""
 
 from pathlib import Path
 
@@ -6,9 +6,10 @@ from tqdm import tqdm
 
 from evaluation import score
 from shared import ddp
-from shared.datasets.loading import SkippedFiles
 from shared.loop import Loop
 from train import validate
+
+SHOWN = ('loss', 'accuracy', 'selected', 'valid_eer', 'utterances_per_second')
 
 
 def epochs_of(table):
@@ -23,11 +24,10 @@ def epochs_left(table, args):
 
 def loop_of(name, loader, args, **objects):
     """The training loop of a phase, in its folder of the run."""
-    folder = Path(args['path_log']) / name
     return Loop(
-        folder,
+        Path(args['path_log']) / name,
         loader,
-        SkippedFiles(folder / 'skipped.txt', args['max_bad_share']),
+        max_bad_share=args['max_bad_share'],
         keep=args['keep_checkpoints'],
         save_minutes=args['save_minutes'],
         **objects,
@@ -37,12 +37,7 @@ def loop_of(name, loader, args, **objects):
 def end_epoch(metrics, split, step, loop, encoder, corpus, logger, args):
     """Validates, logs and saves; `step` counts the epochs of the stage."""
     metrics['valid_eer'] = validate(encoder, corpus.valid, args)[0]['eer']
-    if ddp.is_main():
-        shown = ('loss', 'accuracy', 'selected', 'valid_eer', 'utterances_per_second')
-        line = ', '.join(f'{name} {metrics[name]:.4g}' for name in shown if name in metrics)
-        tqdm.write(f'{split} epoch {step}: {line}')
-    logger.log_metrics({f'{split}/{name}': value for name, value in metrics.items()}, step)
-    logger.curves()
+    loop.log_epoch(split, step, metrics, logger, SHOWN)
     loop.end_epoch(metrics, value=round(metrics['valid_eer'], 2))  # as the controller sees it
 
 

@@ -12,31 +12,11 @@ from torch import Tensor
 
 from shared import checkpoint
 from shared.errors import UserError
+from shared.models.ecapa_names import published_name
 from shared.models.ecapa_tdnn import EcapaTdnn
 from shared.models.frontend import LogMel
 
 NORM_LEAVES = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
-# our module -> theirs, outside the blocks
-ENCODER_MODULES = {
-    'stem.conv': 'conv1',
-    'stem.norm': 'bn1',
-    'mfa': 'layer4',
-    'pooling.context': 'attention.0',
-    'pooling.norm': 'attention.2',
-    'pooling.score': 'attention.4',
-    'pooled_norm': 'bn5',
-    'projection': 'fc6',
-    'embedding_norm': 'bn6',
-}
-BLOCK_MODULES = {
-    'expand.conv': 'conv1',
-    'expand.norm': 'bn1',
-    'merge.conv': 'conv3',
-    'merge.norm': 'bn3',
-    'excitation.squeeze.conv': 'se.se.1',
-    'excitation.squeeze.norm': 'se.se.3',
-    'excitation.excite': 'se.se.4',
-}
 # (our module, their module, shape of the weight, whether it is a batch norm)
 DISCRIMINATOR_MODULES = (
     ('input_norm', '0.0', (384,), True),
@@ -76,7 +56,7 @@ def read(path: str | Path) -> Published:
     width = stem.shape[0]
     with torch.device('meta'):
         shapes = {name: tuple(t.shape) for name, t in EcapaTdnn(width=width).state_dict().items()}
-    encoder = {name: _encoder_key(name) for name in shapes}  # ours -> theirs
+    encoder = {name: f'Network.{published_name(name)}' for name in shapes}  # ours -> theirs
     expected = {theirs: shapes[ours] for ours, theirs in encoder.items()}
     frontend = _frontend_entries()
     expected |= {key: tuple(value.shape) for key, value in frontend.items()}
@@ -91,7 +71,13 @@ def read(path: str | Path) -> Published:
         names = _discriminator_entries()
         discriminator = {ours: theirs for ours, (theirs, _) in names.items()}
         expected |= dict(names.values()) | {'Loss.w': (), 'Loss.b': ()}
-    _check(path, state, expected, frontend)
+    checkpoint.check_entries(
+        state,
+        expected,
+        f'{path}: not a published LGL checkpoint',
+        not_finite=sorted(key for key, value in state.items() if not value.isfinite().all()),
+        of_another_front_end=_other_frontend(state, frontend),
+    )
 
     first = bool(discriminator)
     return Published(
@@ -121,30 +107,10 @@ def weights_of(path):
 
 
 def _load(path: str | Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f'{path}: no such file') from error
-    except Exception as error:  # torch raises many kinds for a damaged file
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f'{path}: not a readable checkpoint of weights only ({line})') from error
+    state = checkpoint.read(path)
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f'{path}: holds no bare state of named tensors')
     return {key.removeprefix('module.'): value for key, value in state.items()}
-
-
-def _encoder_key(name: str) -> str:
-    """Their name of an entry of our encoder."""
-    module, _, leaf = name.rpartition('.')
-    if not module.startswith('blocks.'):
-        return f'Network.{ENCODER_MODULES[module]}.{leaf}'
-    _, block, rest = module.split('.', 2)
-    if rest.startswith('branches.'):
-        _, branch, part = rest.split('.')
-        theirs = f'{"convs" if part == "conv" else "bns"}.{branch}'
-    else:
-        theirs = BLOCK_MODULES[rest]
-    return f'Network.layer{int(block) + 1}.{theirs}.{leaf}'
 
 
 def _discriminator_entries() -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -167,32 +133,12 @@ def _frontend_entries() -> dict[str, Tensor]:
     }
 
 
-def _check(
-    path: str | Path,
-    state: dict[str, Tensor],
-    expected: dict[str, tuple[int, ...]],
-    frontend: dict[str, Tensor],
-):
-    """Raises one error that names everything wrong with the entries."""
-    common = sorted(state.keys() & expected.keys())
-    misshaped = [key for key in common if tuple(state[key].shape) != expected[key]]
-    problems = {
-        'missing': sorted(expected.keys() - state.keys()),
-        'unexpected': sorted(state.keys() - expected.keys()),
-        'misshaped': [f'{k} {tuple(state[k].shape)} for {expected[k]}' for k in misshaped],
-        'not finite': [key for key in common if not state[key].isfinite().all()],
-        'of another front-end': [
-            key
-            for key, value in frontend.items()
-            if key in common
-            and key not in misshaped
-            and not torch.allclose(state[key].float(), value, rtol=0, atol=FRONTEND_TOLERANCE)
-        ],
-    }
-    found = [
-        f'{len(keys)} {what}: {", ".join(keys[:5])}{", ..." if len(keys) > 5 else ""}'
-        for what, keys in problems.items()
-        if keys
+def _other_frontend(state: dict[str, Tensor], frontend: dict[str, Tensor]) -> list[str]:
+    """The constants of another front-end than ours."""
+    return [
+        key
+        for key, value in frontend.items()
+        if key in state
+        and state[key].shape == value.shape
+        and not torch.allclose(state[key].float(), value, rtol=0, atol=FRONTEND_TOLERANCE)
     ]
-    if found:
-        raise UserError(f'{path}: not a published LGL checkpoint; {"; ".join(found)}')

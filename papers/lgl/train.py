@@ -11,7 +11,8 @@ from shared.clustering.kmeans import kmeans
 from shared.clustering.metrics import nmi, purity
 from shared.datasets.items import to_device
 from shared.datasets.voxceleb import known_name
-from shared.evaluation.verification import extract, verify
+from shared.evaluation.extraction import extract
+from shared.evaluation.verification import verify
 from shared.optim.schedules import exponential_steps, set_lr
 
 
@@ -66,16 +67,18 @@ def classification_epoch(title, loop, parallel, optimizer, gate, args):
     return {**means, 'accuracy': accuracy, 'selected': 100 * selected}
 
 
-def validate(encoder, trial_list, args, resamples=0):
+def validate(encoder, trial_files, args, resamples=0):
     """Embeds each file of a list whole and scores its trials: (record, scores)."""
     encoder.to(args['device']).eval()
-    embeddings = extract(encoder, trial_list.loader(), len(trial_list.paths), args['device'])
+    trials = trial_files.trials
+    embeddings = extract(encoder, trial_files.loader(), len(trials.files), args['device'])
     return verify(
         embeddings,
-        trial_list.trials,
-        known_name=known_name(len(trial_list.trials)),
+        trials,
+        known_name=known_name(len(trials)),
         eer_rule=args['eer_rule'],
         resamples=resamples,
+        converted=trial_files.converted,
     )
 
 

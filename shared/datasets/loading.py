@@ -3,7 +3,7 @@
 import gc
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -72,7 +72,7 @@ class SkippedFiles:
         self.files: set[str] = set()
         self.converted: Counter = Counter()
 
-    def watch(self, loader: DataLoader) -> Iterator[dict]:
+    def watch(self, loader: Iterable[dict]) -> Iterator[dict]:
         """The loader's batches without 'skipped' and 'converted', which are counted.
 
         Raises:

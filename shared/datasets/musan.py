@@ -7,9 +7,9 @@ Layouts: `{noise,speech,music}/<subset>/<stem>.wav` as distributed, one folder d
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from wave import open as open_wav
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
 from shared import ddp
@@ -128,5 +128,7 @@ def split_musan(path: str | Path, out: str | Path) -> int:
 def write_pcm16(path: Path, wave: np.ndarray, rate: int) -> None:
     """Writes a wav whose PCM-16 values read back as they were (soundfile scales by 32767)."""
     values = np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)
-    with replacing(path) as temporary:
-        soundfile.write(temporary, values, rate, subtype='PCM_16', format='WAV')
+    # not soundfile: it syncs each file to the disk, and `replacing` does so again
+    with replacing(path) as temporary, open_wav(str(temporary), 'wb') as file:
+        file.setparams((1, 2, rate, len(values), 'NONE', ''))
+        file.writeframes(values.astype('<i2').tobytes())

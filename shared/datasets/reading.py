@@ -115,14 +115,17 @@ class Audio:
         skip = start - first * self.up
         return wave[skip : skip + length].astype(np.float32)
 
+    @property
+    def conversions(self) -> list[str]:
+        """What `read` does to the samples of this file, by kind."""
+        kinds = ['resampled'] if self.up != self.down else []
+        return kinds + ['mixed to mono'] * (self.file.channels > 1 and self.channel is None)
+
     def _count(self) -> None:
         """Counts a converted file once, when it is first read."""
         if not self.counted:
             self.counted = True
-            if self.up != self.down:
-                self.reader.converted['resampled'] += 1
-            if self.file.channels > 1 and self.channel is None:
-                self.reader.converted['mixed to mono'] += 1
+            self.reader.converted.update(self.conversions)
 
 
 def durations(paths: Sequence[Path], reader: AudioReader, workers: int = 8) -> np.ndarray:

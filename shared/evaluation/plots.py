@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: DET curves of several systems, histogram of one system's scores.
+"""Pictures of an evaluation: DET curves of systems, histogram of scores, errors over a condition.
 
 Figures are made without pyplot, so nothing global changes and threads do not meet. Colours are the
 eight of Okabe and Ito, told apart under every common colour blindness; lines also differ in dashes.
@@ -113,6 +113,66 @@ def draw_histogram(
     _save(figure, path)
 
 
+@dataclass(frozen=True)
+class Line:
+    """One line of a plot: y (K,) over x (K,), in the panel of this title.
+
+    Lines of one name look alike in every panel. `reference` is a level to compare with.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    panel: str = ''
+    reference: float | None = None
+
+
+def draw_lines(
+    path: str | Path,
+    lines: Sequence[Line],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = '',
+    reference_name: str = 'reference',
+) -> None:
+    """Writes a PNG of lines over one quantity, such as EER over SNR, a panel for each condition.
+
+    Panels share both axes, y from 0. The highest and the lowest value of a panel are written at
+    their points; references are thin dotted lines in the colour of their system.
+
+    Raises:
+        ValueError: no line, or one without points, with x and y of different lengths, or with
+            values that are not finite.
+    """
+    _check_lines(lines)
+    names = list(dict.fromkeys(line.name for line in lines))
+    panels = list(dict.fromkeys(line.panel for line in lines))
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    size = 7.2, 1.1 + 2.7 * rows + 0.22 * len(names)  # inches: one legend line a system
+    figure = Figure(figsize=size, dpi=150, layout='constrained')
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for number, (axes, panel) in enumerate(zip(grid.flat, panels)):
+        _panel(axes, [line for line in lines if line.panel == panel], names)
+        axes.set_title(panel, color=INK, fontsize='medium')
+        axes.set_ylabel(ylabel if number % columns == 0 else '')
+        if number + columns >= len(panels):  # nothing below
+            axes.set_xlabel(xlabel)
+            axes.tick_params(labelbottom=True)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    top = max(value for line in lines for value in (*line.y, line.reference or 0.0))
+    grid[0, 0].set_ylim(0, 1.12 * top or 1.0)
+    grid[0, 0].set_xticks(sorted({float(x) for line in lines for x in line.x}))
+    handles = [Line2D([], [], label=name, **_style(n)) for n, name in enumerate(names)]
+    if any(line.reference is not None for line in lines):
+        handles.append(Line2D([], [], color=INK, linestyle=':', lw=1.1, label=reference_name))
+    figure.legend(handles=handles, loc='outside lower center', frameon=False, handlelength=3.5)
+    figure.suptitle(title, color=INK)
+    _save(figure, path)
+
+
 def _thinned(curve: DetCurve) -> tuple[np.ndarray, np.ndarray]:
     """The curve in normal deviates from its last point without misses to its first without false
     alarms, less the points that the eye cannot tell apart."""
@@ -174,6 +234,52 @@ def _symbol_key(axes, p_targets: Sequence[float]):
         for marker in ('o', *MARKERS[: len(p_targets)])
     ]
     return axes.legend(handles, names, loc='upper right', framealpha=1, edgecolor=GRID)
+
+
+def _check_lines(lines: Sequence[Line]) -> None:
+    if not lines:
+        raise ValueError('no line to draw')
+    for line in lines:
+        if len(line.x) != len(line.y) or not len(line.x):
+            raise ValueError(f'{line.name}: {len(line.x)} x, {len(line.y)} y: cannot be drawn')
+        if not np.isfinite([*line.x, *line.y, line.reference or 0.0]).all():
+            raise ValueError(f'{line.name}: a value is not finite: cannot be drawn')
+
+
+def _style(number: int) -> dict:
+    """Colour, dashes and marker of the n-th system."""
+    return {
+        'color': COLOURS[number % len(COLOURS)],
+        'linestyle': DASHES[number % len(DASHES)],
+        'marker': ('o', *MARKERS)[number % (1 + len(MARKERS))],
+        'ms': 5,
+        'mfc': 'white',
+        'lw': 1.8,
+    }
+
+
+def _panel(axes, lines: Sequence[Line], names: Sequence[str]) -> None:
+    """The lines of one panel, with its extremes in figures."""
+    for line in lines:
+        style = _style(names.index(line.name))
+        axes.plot(line.x, line.y, label=line.name, **style)
+        if line.reference is not None:
+            axes.axhline(line.reference, color=style['color'], linestyle=':', lw=1.1, zorder=1)
+    points = [(y, x) for line in lines for x, y in zip(line.x, line.y)]
+    for (y, x), offset in ((max(points), 6), (min(points), -13)):
+        axes.annotate(
+            f'{y:.2f}',
+            (x, y),
+            xytext=(0, offset),
+            textcoords='offset points',
+            ha='center',
+            fontsize='small',
+            color=INK,
+            bbox={'fc': 'white', 'ec': 'none', 'pad': 0.8, 'alpha': 0.8},
+        )
+    axes.margins(x=0.09)  # room for the numbers
+    axes.grid(color=GRID, lw=0.6)
+    axes.spines[['top', 'right']].set_visible(False)
 
 
 def _save(figure: Figure, path: str | Path) -> None:

@@ -1,23 +1,21 @@
-"""From a network to a number with its protocol: extract embeddings, score trials, write results.
+"""From embeddings to a number with its protocol: score trials, record how it was done.
 
-Legend: B files of a batch, N files, M trials, S segments of a file, D embedding size, L samples.
+Legend: N files, M trials, S segments of a file, D embedding size, C cohort size.
 """
 
 import json
 import math
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
-from shared import ddp
 from shared.errors import UserError
 from shared.evaluation import metrics, scoring
+from shared.evaluation.extraction import first_few
 from shared.files import write_text
 
 
@@ -38,53 +36,6 @@ class TrialList(Protocol):
     def labels(self) -> np.ndarray: ...  # (M,) True for the same speaker
 
 
-def extract(
-    embed: Callable[[Tensor, Tensor], Tensor],
-    loader: Iterable[dict],
-    count: int,
-    device: torch.device | str,
-) -> Tensor:
-    """Embeddings of N files, (N, D) float32 on the CPU and the same on every rank.
-
-    Each rank embeds its share, then all ranks exchange them. Rank 0 shows a progress bar (files/s,
-    time left) when there is more than one batch; it counts its own files times the ranks.
-
-    Args:
-        embed: (waves (B, L), lengths (B,) in samples) -> (B, D), or (B, S, D) for S segments a
-            file; called in inference mode. A module, or method of one, must be in eval mode.
-        loader: this rank's batches (`shared.datasets.loading.whole_files`): dicts of index (B,)
-            0..N-1, waves and lengths, and maybe `skipped`, a message for each file left out
-            because its audio is bad. Such files get a row of NaN.
-        count: N, over all ranks.
-        device: where `embed` runs.
-
-    Raises:
-        ValueError: a module in train mode, a file that came more than once, an index outside
-            0..N-1, or files that neither came nor were skipped (their indices are named).
-        UserError: no file could be read.
-    """
-    owner = embed if isinstance(embed, nn.Module) else getattr(embed, '__self__', None)
-    if isinstance(owner, nn.Module) and owner.training:
-        raise ValueError('the network is in train mode: call .eval() before extract')
-    index, rows, skipped = _embed_share(embed, loader, count, device)
-    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < count:
-        raise ValueError(f'file index {int(index.min())}..{int(index.max())} of {count} files')
-
-    # A rank without files does not know the shape of a row.
-    shares = ddp.gather_objects((tuple(rows[0].shape[1:]) if rows else None, skipped))
-    seen = ddp.all_reduce(torch.bincount(index, minlength=count).to(device)).cpu()
-    _check_each_came_once(seen, sum(messages for _, messages in shares))
-    shape = next((shape for shape, _ in shares if shape), None)
-    if shape is None:
-        raise UserError(f'none of {count} files could be read: check the data folder')
-    table = torch.zeros(count, *shape, device=device)
-    if rows:
-        table[index.to(device)] = torch.cat(rows)
-    table = ddp.all_reduce(table).cpu()  # a row is zero on all ranks but one: the sum is exact
-    table[seen == 0] = math.nan
-    return table
-
-
 def verify(
     embeddings: Tensor,
     trials: TrialList,
@@ -100,6 +51,7 @@ def verify(
     top_k: int = 300,
     resamples: int = 1000,
     seed: int = 0,
+    **fields: Any,
 ) -> tuple[dict, np.ndarray]:
     """Scores a trial list: (JSON-able record with the full protocol, scores (M,) float32).
 
@@ -121,6 +73,7 @@ def verify(
         top_k: cohort scores a file keeps in 'as-norm'.
         resamples: of the bootstrap; 0 for no intervals (about 5 ms each on 580,000 trials).
         seed: of the bootstrap.
+        fields: further entries of the record, such as what was converted.
 
     Raises:
         UserError: files of the list without a finite embedding; the first are named.
@@ -133,6 +86,55 @@ def verify(
     if mean is not None:
         embeddings, cohort = embeddings - mean, cohort if cohort is None else cohort - mean
     scores = _scores(embeddings, trials, norm, cohort).cpu().numpy()
+    how = {
+        'embedding_dim': embeddings.shape[-1],
+        'segments': embeddings.shape[1] if embeddings.dim() == 3 else 1,
+        'mean_subtraction': mean is not None,
+        'score_norm': norm,
+        **fields,
+    }
+    record = score_record(
+        scores,
+        trials,
+        known_name=known_name,
+        eer_rule=eer_rule,
+        p_targets=p_targets,
+        crop=crop,
+        resamples=resamples,
+        seed=seed,
+        **how,  # type: ignore[arg-type]
+    )
+    return record, scores
+
+
+def score_record(
+    scores: np.ndarray,
+    trials: TrialList,
+    *,
+    known_name: str | None = None,
+    eer_rule: str = 'interpolated',
+    p_targets: Sequence[float] = (0.01, 0.05),
+    crop: str = 'full',
+    resamples: int = 1000,
+    seed: int = 0,
+    **fields: Any,
+) -> dict:
+    """The JSON-able record of a list whose scores are known, such as a mean of two systems'.
+
+    Args:
+        scores: (M,)
+        trials: the list.
+        known_name: see `verify`, and so the next five.
+        eer_rule: rule of the headline.
+        p_targets: priors of minDCF.
+        crop: what was embedded, in words.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        fields: further entries that say how the scores came about.
+
+    Raises:
+        ValueError: as `metrics.det_curve`; a field that the record already has.
+    """
     curve = metrics.det_curve(scores, trials.labels)
     record = {
         'name': trials.name,
@@ -144,15 +146,13 @@ def verify(
         'files': len(trials.files),
         **_errors(curve, eer_rule, p_targets),
         'crop': crop,
-        'embedding_dim': embeddings.shape[-1],
-        'segments': embeddings.shape[1] if embeddings.dim() == 3 else 1,
-        'mean_subtraction': mean is not None,
-        'score_norm': norm,
-        'confidence': None,
     }
+    if taken := sorted(fields.keys() & {*record, 'confidence'}):
+        raise ValueError(f'the record has its own {", ".join(taken)}')
+    record |= {**fields, 'confidence': None}
     if resamples:
         _add_intervals(record, scores, trials, resamples=resamples, seed=seed)
-    return record, scores
+    return record
 
 
 def trial_speakers(trials: TrialList) -> np.ndarray | None:
@@ -179,58 +179,14 @@ def write_results(path: str | Path, table: list[dict], evaluations: list[dict]) 
     write_text(path, text + '\n')
 
 
-def _embed_share(embed, loader, count, device) -> tuple[Tensor, list[Tensor], int]:
-    """This rank's file numbers (n,), their embeddings in batches on the device, files skipped."""
-    ranks, skipped = ddp.world_size(), 0
-    silent = not ddp.is_main() or len(loader) <= 1
-    often = 0.1 if sys.stderr.isatty() else 30.0  # seconds; a log file is no screen
-    indices, rows = [torch.zeros(0, dtype=torch.int64)], []
-    with (
-        torch.inference_mode(),
-        tqdm(
-            total=count,
-            desc='embeddings',
-            unit=' files',
-            leave=False,
-            mininterval=often,
-            disable=silent,
-        ) as bar,
-    ):
-        for batch in loader:
-            files = len(batch['index'])
-            skipped += len(batch.get('skipped', ()))
-            if files:  # a batch of unreadable files is empty
-                waves = batch['waves'].to(device, non_blocking=True)
-                lengths = batch['lengths'].to(device, non_blocking=True)
-                rows.append(embed(waves, lengths).float())
-                indices.append(batch['index'].cpu())
-                if len(rows[-1]) != files:
-                    raise ValueError(f'{len(rows[-1])} embeddings for {files} files')
-            bar.update(min(files * ranks, count - bar.n))
-    return torch.cat(indices), rows, skipped
-
-
-def _check_each_came_once(seen: Tensor, skipped: int) -> None:
-    twice = (seen > 1).nonzero().flatten().tolist()
-    if twice:
-        raise ValueError(f'{len(twice)} files were embedded more than once: {_first(twice)}')
-    never = (seen == 0).nonzero().flatten().tolist()
-    if len(never) > skipped:
-        raise ValueError(f'{len(never)} files never came, {skipped} were skipped: {_first(never)}')
-
-
 def _check_finite(embeddings: Tensor, trials: TrialList) -> None:
     broken = ~torch.isfinite(embeddings).flatten(1).all(dim=1)
     bad = [trials.files[i] for i in broken.nonzero().flatten().tolist()]
     if bad:
         raise UserError(
             f'{trials.name}: {len(bad)} of {len(trials.files)} files have no finite embedding '
-            f'({_first(bad)}); repair the audio, or check the weights if it is all of them'
+            f'({first_few(bad)}); repair the audio, or check the weights if it is all of them'
         )
-
-
-def _first(items: list) -> str:
-    return ', '.join(map(str, items[:5])) + (', ...' if len(items) > 5 else '')
 
 
 def _normalisation(score_norm, cohort, cohort_name, top_k) -> dict | None:

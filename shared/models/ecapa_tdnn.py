@@ -11,7 +11,7 @@ DILATIONS = (2, 3, 4)
 
 
 class EcapaTdnn(nn.Module):
-    """ECAPA-TDNN as in spec lgl 4.1.
+    """ECAPA-TDNN as in spec lgl 4.1 and, without the norm in the excitation, nawsv 3.4.
 
     Source: Desplanques et al., Interspeech 2020. Differences: batch norm follows the ReLU and
     exists in the squeeze-excitation too; the links between blocks are sums; no ReLU or batch norm
@@ -23,7 +23,8 @@ class EcapaTdnn(nn.Module):
         attention_width: hidden channels of the pooling's attention.
         se_width: hidden channels of the squeeze-excitation.
         dim: D, embedding.
-        n_mels: F, input bins.
+        n_mels: F, input bins, or the width of the hidden states it is put on.
+        se_norm: whether the squeeze-excitation has a batch norm.
 
     Raises:
         ValueError: `width` is not a multiple of 8.
@@ -37,13 +38,14 @@ class EcapaTdnn(nn.Module):
         se_width: int = 128,
         dim: int = 192,
         n_mels: int = 80,
+        se_norm: bool = True,
     ):
         super().__init__()
         if width % SCALE:
             raise ValueError(f'width {width} must be a multiple of {SCALE}')
         self.dim = dim
         self.stem = ConvReluNorm(n_mels, width, kernel_size=5)
-        self.blocks = nn.ModuleList(SeRes2Block(width, se_width, d) for d in DILATIONS)
+        self.blocks = nn.ModuleList(SeRes2Block(width, se_width, d, se_norm) for d in DILATIONS)
         self.mfa = nn.Conv1d(len(DILATIONS) * width, mfa_width, kernel_size=1)
         self.pooling = AttentiveStatisticsPooling(mfa_width, attention_width)
         self.pooled_norm = nn.BatchNorm1d(2 * mfa_width)
@@ -74,10 +76,10 @@ class EcapaTdnn(nn.Module):
 class ConvReluNorm(nn.Module):
     """Convolution of unchanged length, ReLU, batch norm; the input is zero past the end."""
 
-    def __init__(self, inputs: int, outputs: int, kernel_size: int = 1, dilation: int = 1):
+    def __init__(self, inputs: int, outputs: int, kernel_size=1, dilation=1, norm=True):
         super().__init__()
         self.conv = nn.Conv1d(inputs, outputs, kernel_size, dilation=dilation, padding='same')
-        self.norm = nn.BatchNorm1d(outputs)
+        self.norm = nn.BatchNorm1d(outputs) if norm else nn.Identity()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.norm(self.conv(zero_padding(x, mask)).relu())
@@ -90,9 +92,10 @@ class SeRes2Block(nn.Module):
         width: channels in and out.
         se_width: hidden channels of the squeeze-excitation.
         dilation: frames between the taps of the Res2Net convolutions.
+        se_norm: whether the squeeze-excitation has a batch norm.
     """
 
-    def __init__(self, width: int, se_width: int, dilation: int):
+    def __init__(self, width: int, se_width: int, dilation: int, se_norm: bool = True):
         super().__init__()
         group = width // SCALE
         self.expand = ConvReluNorm(width, width)
@@ -100,7 +103,7 @@ class SeRes2Block(nn.Module):
             ConvReluNorm(group, group, kernel_size=3, dilation=dilation) for _ in range(SCALE - 1)
         )
         self.merge = ConvReluNorm(width, width)
-        self.excitation = SqueezeExcitation(width, se_width)
+        self.excitation = SqueezeExcitation(width, se_width, se_norm)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         *groups, last = self.expand(x).chunk(SCALE, dim=1)
@@ -113,9 +116,9 @@ class SeRes2Block(nn.Module):
 class SqueezeExcitation(nn.Module):
     """Scales each channel by a gate computed from all channels' means over time."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, norm: bool = True):
         super().__init__()
-        self.squeeze = ConvReluNorm(width, hidden)
+        self.squeeze = ConvReluNorm(width, hidden, norm=norm)
         self.excite = nn.Conv1d(hidden, width, kernel_size=1)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:

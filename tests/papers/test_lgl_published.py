@@ -154,25 +154,25 @@ def test_one_error_names_everything_wrong_with_the_entries(tmp_path, network):
     assert '\n' not in message
     for part in (
         'bad.model',
-        '1 missing: Network.fc6.bias',
-        '1 unexpected: Network.extra',
-        '1 misshaped: Network.bn6.weight (191,) for (192,)',
-        '1 not finite: Network.bn6.bias',
-        '1 of another front-end: Network.torchfbank.1.spectrogram.window',
+        '1 missing (Network.fc6.bias)',
+        '1 unexpected (Network.extra)',
+        '1 of another shape (Network.bn6.weight (191,) instead of (192,))',
+        '1 not finite (Network.bn6.bias)',
+        '1 of another front end (Network.torchfbank.1.spectrogram.window)',
     ):
         assert part in message
 
 
 def test_classifier_of_another_dimension_is_refused(tmp_path, network):
     torch.save(stage2_entries(network, torch.randn(40, 100)), tmp_path / 'bad.model')
-    with pytest.raises(UserError, match=r'1 misshaped: Loss.weight \(40, 100\) for \(40, 192\)'):
+    with pytest.raises(UserError, match=r'Loss.weight \(40, 100\) instead of \(40, 192\)'):
         published.read(tmp_path / 'bad.model')
 
 
 @pytest.mark.parametrize(
     'content, words',
     [
-        (None, 'no such file'),
+        (None, 'no such checkpoint file'),
         (b'not a checkpoint', 'not a readable checkpoint'),
         ({'epoch': 3}, 'no bare state'),
         (

@@ -4,22 +4,19 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from recipes import TORCHRUN, Recipe, logged, same, table_of, weights
 
 from shared.datasets import demo
 from shared.losses.aam_softmax import AamSoftmax
 from shared.losses.contrastive import ContrastiveLoss
 
-ROOT = Path(__file__).parents[2]
-MAIN = ROOT / 'papers' / 'lgl' / 'main.py'
 SMALL = {
     'width': 8,
     'mfa_width': 24,
@@ -60,9 +57,9 @@ def corpus(tmp_path_factory):
     )
 
 
-def command(corpus, path_log, **changes):
-    """The command line of a small run."""
-    paths = {
+def paths(corpus):
+    """The arguments that name what is in the corpus."""
+    return {
         'path_train': corpus.train,
         'list_train': corpus.train_list,
         'path_test': corpus.vox1,
@@ -72,35 +69,19 @@ def command(corpus, path_log, **changes):
         'path_musan': corpus.musan,
         'path_rir': corpus.rirs,
     }
-    values = {**paths, 'path_log': path_log, 'name': 'run', **SMALL, **changes}
-    return [str(MAIN), *(str(word) for key in values for word in (f'--{key}', values[key]))]
 
 
-def run(corpus, path_log, launcher=(sys.executable,), status=0, **changes):
-    """Runs to the end; returns the run folder and what was printed."""
-    done = subprocess.run(
-        [*launcher, *command(corpus, path_log, **changes)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=ROOT,
-    )
-    assert done.returncode == status, done.stdout[-2000:] + done.stderr[-3000:]
-    return Path(path_log) / 'LGL' / changes.get('name', 'run'), done.stdout + done.stderr
+LGL = Recipe('lgl', 'LGL', SMALL, paths)
 
 
 @pytest.fixture(scope='module')
 def finished(corpus, tmp_path_factory):
     """An undisturbed run: its folder and what it printed."""
-    return run(corpus, tmp_path_factory.mktemp('runs'))
+    return LGL.run(corpus, tmp_path_factory.mktemp('runs'))
 
 
-def weights(folder):
-    return torch.load(folder / 'encoder.pt', weights_only=True)
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+def encoder(folder):
+    return weights(folder / 'encoder.pt')
 
 
 def trials_in(corpus, name):
@@ -129,18 +110,11 @@ def test_second_start_of_a_finished_run_changes_nothing(corpus, finished, tmp_pa
     folder, _ = finished
     copy = tmp_path / 'LGL' / 'run'
     shutil.copytree(folder, copy)
-    before = weights(copy)
+    before = encoder(copy)
     results = (copy / 'results.json').read_text()
-    run(corpus, tmp_path)
-    assert same(before, weights(copy))
+    LGL.run(corpus, tmp_path)
+    assert same(before, encoder(copy))
     assert (copy / 'results.json').read_text() == results
-
-
-def wait_for(condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end, 'the run ended too early'
-        time.sleep(0.005)
 
 
 def test_run_killed_at_three_moments_ends_with_the_same_bits(corpus, finished, tmp_path):
@@ -151,85 +125,72 @@ def test_run_killed_at_three_moments_ends_with_the_same_bits(corpus, finished, t
         lambda: (folder / 'labels' / '1.txt').exists(),
         lambda: (folder / '1L' / 'last.pt').exists(),
     ]
-    for moment in moments:
-        line = command(corpus, tmp_path, save_minutes=1e-6)  # a save after every step
-        process = subprocess.Popen([sys.executable, *line], cwd=ROOT, stderr=subprocess.DEVNULL)
-        wait_for(moment, process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    for moment in moments:  # a save after every step
+        LGL.stopped(corpus, tmp_path, moment, save_minutes=1e-6)
         assert not (folder / 'results.json').exists()
-    run(corpus, tmp_path, save_minutes=1e-6)
-    assert same(weights(finished[0]), weights(folder))
+    LGL.run(corpus, tmp_path, save_minutes=1e-6)
+    assert same(encoder(finished[0]), encoder(folder))
     first, second = (json.loads((f / 'results.json').read_text()) for f in (finished[0], folder))
     assert first == second
     curves = [logged(f) for f in (finished[0], folder)]
     assert curves[0] == curves[1]
 
 
-def logged(folder):
-    """name -> {step: value}, the last line of a step winning; speeds differ between runs."""
-    values = {}
-    for line in (folder / 'metrics.jsonl').read_text().splitlines():
-        entry = json.loads(line)
-        if not re.search('second|wait', entry['name']):
-            values[entry['name'], entry['step']] = entry['value']
-    return values
-
-
 def test_ctrl_c_saves_and_the_same_command_continues(corpus, finished, tmp_path):
     folder = tmp_path / 'LGL' / 'run'
-    process = subprocess.Popen(
-        [sys.executable, *command(corpus, tmp_path)],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for(lambda: (folder / 'untrained.json').exists(), process)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors[-2000:]
+
+    def moment():
+        reached = (folder / 'untrained.json').exists()
+        time.sleep(0.3 if reached else 0)
+        return reached
+
+    status, errors = LGL.stopped(corpus, tmp_path, moment, kind=signal.SIGINT)
+    assert status == 130, errors[-2000:]
     assert 'the same command continues' in errors and 'Traceback' not in errors
-    run(corpus, tmp_path)
-    assert same(weights(finished[0]), weights(folder))
+    LGL.run(corpus, tmp_path)
+    assert same(encoder(finished[0]), encoder(folder))
 
 
 def test_torchrun_on_two_processes_runs_the_recipe(corpus, tmp_path):
-    launcher = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
-    folder, _ = run(corpus, tmp_path, launcher)
-    table = json.loads((folder / 'results.json').read_text())['table']
+    folder, _ = LGL.run(corpus, tmp_path, TORCHRUN)
+    table = table_of(folder)
     assert [row['phase'] for row in table] == ['untrained', 'contrastive', '1T', '1L']
 
 
 def test_baseline_phases_and_evaluation_run_alone(corpus, tmp_path):
-    folder, _ = run(corpus, tmp_path, phase='contrastive', lgl='false')
+    folder, _ = LGL.run(corpus, tmp_path, phase='contrastive', lgl='false')
     assert not (folder / 'labels').exists()
-    run(corpus, tmp_path, phase='cluster', lgl='false')
+    LGL.run(corpus, tmp_path, phase='cluster', lgl='false')
     assert (folder / 'labels' / '1.txt').exists() and not (folder / '1T').exists()
-    run(corpus, tmp_path, phase='classify', lgl='false')
+    LGL.run(corpus, tmp_path, phase='classify', lgl='false')
     assert (folder / '1T' / 'best.pt').exists() and not (folder / '1L').exists()
-    trials = f'{corpus.trials["O"]},{corpus.trials["E"]}'
-    run(corpus, tmp_path, eval='true', trials_test=trials, lgl='false')
+    other = tmp_path / 'other' / corpus.trials['O'].name
+    other.parent.mkdir()
+    shutil.copy(corpus.trials['E'], other)
+    trials = f'{corpus.trials["O"]},{other}'
+    LGL.run(corpus, tmp_path, eval='true', trials_test=trials, lgl='false')
     results = json.loads((folder / 'evaluation' / 'results.json').read_text())
-    counts = [record['trials'] for record in results['evaluations']]
-    assert counts == [trials_in(corpus, 'O'), trials_in(corpus, 'E')]
+    found = [(record['list'], record['trials']) for record in results['evaluations']]
+    assert found == [('vox1_O', trials_in(corpus, 'O')), ('vox1_O_2', trials_in(corpus, 'E'))]
+    plots = {path.name for path in (folder / 'evaluation' / 'plots').iterdir()}
+    assert {'det_vox1_O.png', 'det_vox1_O_2.png'} <= plots
 
 
 def test_lists_are_made_from_folders_once(corpus, tmp_path):
     changes = {'list_train': 'none', 'trials_valid': 'none', 'phase': 'contrastive'}
-    folder, _ = run(corpus, tmp_path, **changes)
+    folder, _ = LGL.run(corpus, tmp_path, **changes)
     train = (folder / 'lists' / 'train.txt').read_text()
     assert len(train.splitlines()) == 24 and float(train.split()[2]) > 1
     valid = (folder / 'lists' / 'valid_trials.txt').read_text()
     assert {line[0] for line in valid.splitlines()} == {'0', '1'}
-    run(corpus, tmp_path, **changes)
+    LGL.run(corpus, tmp_path, **changes)
     assert (folder / 'lists' / 'train.txt').read_text() == train
     assert (folder / 'lists' / 'valid_trials.txt').read_text() == valid
 
 
 def test_last_iteration_can_be_wider(corpus, tmp_path):
-    folder, _ = run(corpus, tmp_path, iterations=2, gates='2.0,2.0', width_last=16)
-    assert len(weights(folder)['stem.conv.weight']) == 16
+    folder, _ = LGL.run(corpus, tmp_path, iterations=2, gates='2.0,2.0', width_last=16)
+    assert len(encoder(folder)['stem.conv.weight']) == 16
     assert (
         len(
             torch.load(folder / '1L' / 'best.pt', weights_only=True)[
@@ -241,7 +202,7 @@ def test_last_iteration_can_be_wider(corpus, tmp_path):
 
 
 def test_total_number_of_epochs_ends_the_recipe(corpus, tmp_path):
-    folder, _ = run(
+    folder, _ = LGL.run(
         corpus,
         tmp_path,
         iterations=2,
@@ -250,7 +211,7 @@ def test_total_number_of_epochs_ends_the_recipe(corpus, tmp_path):
         patience=2,
         phase_epoch_min=2,
     )
-    table = json.loads((folder / 'results.json').read_text())['table']
+    table = table_of(folder)
     epochs = {row['phase']: row.get('epochs') for row in table}
     assert epochs == {'untrained': None, 'contrastive': 2, '1T': 2, '1L': 1}
     assert not (folder / 'labels' / '2.txt').exists()
@@ -259,24 +220,21 @@ def test_total_number_of_epochs_ends_the_recipe(corpus, tmp_path):
 # --- wrong input: one line, and nothing is lost
 
 
-def refused(corpus, path_log, **changes):
-    """The last line printed by a run that must fail, and fail without a traceback."""
-    status = changes.pop('status', 1)
-    _, printed = run(corpus, path_log, status=status, **changes)
-    assert 'Traceback' not in printed
-    return [line for line in printed.splitlines() if line.strip()][-1]
-
-
 def test_missing_paths_are_named_at_once(corpus, tmp_path):
-    line = refused(corpus, tmp_path, path_musan='/nowhere/musan', trials_test='/nowhere/o.txt')
+    line = LGL.refused(corpus, tmp_path, path_musan='/nowhere/musan', trials_test='/nowhere/o.txt')
     assert 'path_musan /nowhere/musan' in line and 'trials_test /nowhere/o.txt' in line
     assert not (tmp_path / 'LGL').exists()
+
+
+def test_missing_paths_are_named_once_by_several_processes(corpus, tmp_path):
+    _, printed = LGL.run(corpus, tmp_path, TORCHRUN, status=1, path_musan='/nowhere/musan')
+    assert printed.count('not found: path_musan /nowhere/musan.') == 1
 
 
 def test_other_arguments_in_the_same_folder_are_refused(corpus, finished):
     folder = finished[0]
     before = (folder / 'arguments.json').read_bytes()
-    line = refused(corpus, folder.parent.parent, lr=0.5)
+    line = LGL.refused(corpus, folder.parent.parent, lr=0.5)
     assert 'lr' in line and '0.5' in line and 'name' in line
     assert (folder / 'arguments.json').read_bytes() == before
 
@@ -285,12 +243,12 @@ def test_a_longer_stage_one_than_the_finished_one_is_refused_not_ignored(
     corpus, finished, tmp_path
 ):
     shutil.copytree(finished[0], tmp_path / 'LGL' / 'run')
-    line = refused(corpus, tmp_path, contrastive_epoch=3)
+    line = LGL.refused(corpus, tmp_path, contrastive_epoch=3)
     assert 'contrastive: ended at epoch 2' in line and 'name' in line
 
 
 def test_more_clusters_than_utterances_are_refused_before_training(corpus, tmp_path):
-    line = refused(corpus, tmp_path, clusters=1000)
+    line = LGL.refused(corpus, tmp_path, clusters=1000)
     assert 'clusters 1000' in line and '24 utterances' in line
     assert not (tmp_path / 'LGL' / 'run' / 'contrastive').exists()
 
@@ -298,27 +256,19 @@ def test_more_clusters_than_utterances_are_refused_before_training(corpus, tmp_p
 def test_unknown_trial_id_is_named(corpus, tmp_path):
     trials = tmp_path / 'trials.txt'
     trials.write_text(corpus.trials['O'].read_text() + '1 id1/none/1.wav id1/none/2.wav\n')
-    line = refused(corpus, tmp_path, trials_test=trials)
+    line = LGL.refused(corpus, tmp_path, trials_test=trials)
     assert 'id1/none/1.wav' in line
 
 
 def test_checkpoint_of_another_model_is_named(corpus, tmp_path):
     torch.save({'some.weight': torch.ones(1)}, tmp_path / 'other.pt')
-    line = refused(corpus, tmp_path, published=tmp_path / 'other.pt')
+    line = LGL.refused(corpus, tmp_path, published=tmp_path / 'other.pt')
     assert 'other.pt' in line and 'some.weight' in line
 
 
 def test_batch_that_does_not_divide_among_processes_is_refused(corpus, tmp_path):
-    launcher = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
-    done = subprocess.run(
-        [*launcher, *command(corpus, tmp_path, contrastive_batch=9)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT,
-    )
-    assert done.returncode != 0
-    assert len(re.findall('9 does not divide', done.stderr)) == 1
+    _, printed = LGL.run(corpus, tmp_path, TORCHRUN, status=1, contrastive_batch=9)
+    assert len(re.findall('9 does not divide', printed)) == 1
 
 
 def test_corrupt_files_are_replaced_counted_and_listed(corpus, tmp_path):
@@ -327,7 +277,7 @@ def test_corrupt_files_are_replaced_counted_and_listed(corpus, tmp_path):
     files = sorted(train.rglob('*.wav'))
     files[0].write_bytes(b'')
     files[1].write_bytes(b'RIFF not a wave file')
-    folder, printed = run(corpus, tmp_path, path_train=train, max_bad_share=0.9)
+    folder, printed = LGL.run(corpus, tmp_path, path_train=train, max_bad_share=0.9)
     listed = (folder / 'contrastive' / 'skipped.txt').read_text()
     assert files[0].name in listed and files[1].name in listed
     assert 'replaced' in printed
@@ -341,8 +291,20 @@ def test_resampled_and_stereo_audio_is_used_and_counted(corpus, tmp_path):
     path = sorted(train.rglob('*.wav'))[0]
     wave, _ = soundfile.read(path)
     soundfile.write(path, np.stack([wave, wave], 1), 8000)
-    _, printed = run(corpus, tmp_path, path_train=train, phase='contrastive')
+    _, printed = LGL.run(corpus, tmp_path, path_train=train, phase='contrastive')
     assert re.search(r'\d+ mixed to mono', printed) and re.search(r'\d+ resampled', printed)
+
+
+def test_resampled_and_stereo_test_files_are_counted_in_the_record(corpus, tmp_path):
+    test = tmp_path / 'wav'
+    shutil.copytree(corpus.vox1, test)
+    for number, name in enumerate(corpus.trials['O'].read_text().split()[1:3]):
+        wave, rate = soundfile.read(test / name)
+        soundfile.write(test / name, np.stack([wave, wave], 1), (8000, rate)[number])
+    folder, printed = LGL.run(corpus, tmp_path, path_test=test, phase='contrastive')
+    record = json.loads((folder / 'results.json').read_text())['evaluations'][0]
+    assert record['converted'] == {'resampled': 1, 'mixed to mono': 2}
+    assert '1 resampled, 2 mixed to mono' in printed or '2 mixed to mono, 1 resampled' in printed
 
 
 # --- two processes learn what one does
@@ -350,13 +312,12 @@ def test_resampled_and_stereo_audio_is_used_and_counted(corpus, tmp_path):
 
 def one_epoch(stage, folder, corpus_args):
     """Losses and weights after an epoch with batch statistics frozen, on however many ranks."""
-    sys.path.insert(0, str(MAIN.parent))
+    sys.path.insert(0, str(LGL.main.parent))
     import data
     import framework
     import models
     import train
     from shared import ddp
-    from shared.datasets.loading import SkippedFiles
     from shared.loop import Loop
 
     torch.manual_seed(0)
@@ -379,8 +340,7 @@ def one_epoch(stage, folder, corpus_args):
     # plain gradient steps: Adam would blow up rounding where a gradient is near zero
     optimizer = torch.optim.SGD(method.learnable(), lr=0.01)
     critic_optimizer = torch.optim.SGD(adversary.learnable(), lr=0.01)
-    skipped = SkippedFiles(Path(folder) / 'skipped.txt', 0.0)
-    loop = Loop(folder, loader, skipped, framework=method)
+    loop = Loop(folder, loader, max_bad_share=0.0, framework=method)
     if stage == 'contrastive':
         args['contrastive_lr'] = 0.01
         metrics = train.contrastive_epoch(
@@ -395,7 +355,7 @@ def one_epoch(stage, folder, corpus_args):
 @pytest.mark.parametrize('stage', ['contrastive', 'classification'])
 def test_two_processes_learn_what_one_does(stage, corpus, tmp_path, run_ranks, paper):
     lgl = paper('lgl')
-    args, _, _ = lgl.arguments.get_args(command(corpus, tmp_path)[1:])
+    args, _, _ = lgl.arguments.get_args(LGL.command(corpus, tmp_path)[1:])
     args['gate'] = 14.0  # of the losses around it, some pass
     (one, state), *_ = run_ranks(one_epoch, stage, str(tmp_path / 'one'), args, ranks=1)
     (two, state_of_two), (also, _) = run_ranks(one_epoch, stage, str(tmp_path / 'two'), args)

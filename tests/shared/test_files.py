@@ -3,7 +3,7 @@ import os
 import pytest
 
 from shared.errors import UserError
-from shared.files import replacing, write_text
+from shared.files import replacing, require_paths, write_text
 
 
 def full(*_):
@@ -41,3 +41,14 @@ def test_an_error_of_the_caller_is_passed_on(tmp_path):
         temporary.write_text('half')
         raise KeyError('a')
     assert path.read_text() == 'old' and os.listdir(tmp_path) == ['x']
+
+
+def test_missing_paths_are_named_all_at_once(tmp_path):
+    there = tmp_path / 'list.txt'
+    there.write_text('')
+    require_paths({'a': there, 'b': str(tmp_path), 'c': None, 'd': (there, tmp_path), 'e': ()})
+    with pytest.raises(UserError) as error:
+        require_paths({'a': '/no/a', 'b': None, 'c': there, 'lists': (there, '/no/x', '/no/y')})
+    assert str(error.value) == (
+        'not found: a /no/a; lists /no/x; lists /no/y. Edit arguments.py, or try `--demo` first'
+    )

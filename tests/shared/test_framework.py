@@ -76,6 +76,25 @@ def test_unfrozen_child_learns_again_and_follows_the_mode():
     assert framework.teacher.training and not framework.student.training
 
 
+def test_child_left_out_of_the_state_is_neither_saved_nor_missed():
+    framework, other = Toy(), Toy()
+    for one in (framework, other):
+        one.freeze('teacher', saved=False)
+    with torch.no_grad():
+        framework.student[0].weight.add_(1)
+        framework.teacher[0].weight.add_(1)
+    state = framework.state_dict()
+    assert all(name.startswith('student.') for name in state) and len(state) == 4
+    assert framework.copy_of_state().keys() == state.keys()
+    kept = other.teacher[0].weight.clone()
+    other.load_state_dict(state)
+    assert torch.equal(other.student[0].weight, framework.student[0].weight)
+    assert torch.equal(other.teacher[0].weight, kept)
+    del state['student.0.weight']
+    with pytest.raises(RuntimeError, match='student.0.weight'):
+        other.load_state_dict(state)
+
+
 def test_copy_of_state_is_not_changed_by_training():
     framework = frozen()
     copy = framework.copy_of_state()

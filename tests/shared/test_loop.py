@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from shared import ddp
-from shared.datasets.loading import SkippedFiles
 from shared.datasets.samplers import ShuffledBatches
 from shared.errors import UserError
 from shared.framework import Framework
@@ -52,7 +51,7 @@ def run(folder, seed=0, kill=None, press=None, save_minutes=0.0, loader=None):
     loop = Loop(
         folder,
         loader or Loader(),
-        SkippedFiles(folder / 'skipped.txt', 1.0),
+        max_bad_share=1.0,
         save_minutes=save_minutes,
         framework=framework,
         optimizer=optimizer,
@@ -108,6 +107,46 @@ def test_run_sees_each_utterance_once_an_epoch_and_skips_are_counted(tmp_path):
     ]
 
 
+def test_bad_files_are_listed_in_the_folder_and_too_many_stop_the_run(tmp_path):
+    _, _, loop, _ = run(tmp_path)
+    assert (tmp_path / 'skipped.txt').read_text() == 'a.wav: truncated\n'
+    assert loop.skipped.files == {'a.wav: truncated'}
+    loop = Loop(tmp_path / 'other', Loader(size=120), max_bad_share=0.0, framework=Toy())
+    with pytest.raises(UserError, match=rf'listed in {tmp_path}/other/skipped.txt'):
+        list(loop.batches('x'))
+
+
+class Kept:
+    """A logger that keeps what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def log_metrics(self, values, step=None):
+        self.told.append((values, step))
+
+    def curves(self):
+        self.told.append('curves')
+
+
+def test_log_epoch_shows_the_named_logs_all_and_draws(tmp_path, capsys):
+    loop = Loop(tmp_path, Loader(), framework=Toy())
+    logger, metrics = Kept(), {'lr': 1e-4, 'loss': 2.34567, 'eer': 7.5}
+    loop.log_epoch('warm-up', 3, metrics, logger, shown=('loss', 'accuracy', 'eer'))
+    assert capsys.readouterr().out == 'warm-up epoch 3: loss 2.346, eer 7.5\n'
+    values = {'warm-up/lr': 1e-4, 'warm-up/loss': 2.34567, 'warm-up/eer': 7.5}
+    assert logger.told == [(values, 3), 'curves']
+    loop.log_epoch('warm-up', 4, metrics, logger)
+    assert capsys.readouterr().out == 'warm-up epoch 4: lr 0.0001, loss 2.346, eer 7.5\n'
+
+
+def test_log_epoch_is_shown_by_the_main_process_only(tmp_path, capsys, monkeypatch):
+    loop = Loop(tmp_path, Loader(), framework=Toy())
+    monkeypatch.setattr(ddp, 'is_main', lambda: False)
+    loop.log_epoch('train', 1, {'loss': 1.0}, logger := Kept())
+    assert capsys.readouterr().out == '' and logger.told == [({'train/loss': 1.0}, 1), 'curves']
+
+
 @pytest.mark.parametrize('kill', [0, 1, 4, 5, 8])
 def test_run_killed_inside_an_epoch_continues_bit_for_bit(kill, tmp_path):
     whole = run(tmp_path / 'whole')
@@ -139,7 +178,7 @@ def test_ctrl_c_finishes_the_step_saves_and_continues_bit_for_bit(press, tmp_pat
         last = Loop(
             tmp_path / 'parts',
             Loader(),
-            SkippedFiles(tmp_path / 'skipped.txt', 1.0),
+            max_bad_share=1.0,
             framework=(framework := Toy()),
             optimizer=torch.optim.Adam(framework.learnable()),
         )

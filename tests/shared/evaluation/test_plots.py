@@ -8,7 +8,7 @@ from scipy.special import ndtr
 from shared.errors import UserError
 from shared.evaluation import plots
 from shared.evaluation.metrics import det_curve, eer
-from shared.evaluation.plots import System, draw_det, draw_histogram
+from shared.evaluation.plots import Line, System, draw_det, draw_histogram, draw_lines
 
 
 def gaussian_trials(size=3000, distance=2.0, seed=0):
@@ -130,3 +130,100 @@ def test_histogram_densities_have_area_one_and_a_threshold(figure):
     texts = [text.get_text() for text in axes.get_legend().get_texts()]
     assert texts[2] == f'EER {value:.2f} % at {threshold:.3f}'
     assert texts[1] == f'same speaker ({labels.sum():,})'
+
+
+# --- errors over a condition
+
+SNR = (0, 5, 10)
+
+
+def noisy_lines():
+    """Two systems in three panels, the second of them clean at 2 and 1 %."""
+    return [
+        Line(name, SNR, [scale * y for y in (8, 4, 3)], panel, reference=scale * 2)
+        for panel in ('noise', 'speech', 'music')
+        for name, scale in (('alone', 1.0), ('warmed up', 0.5))
+    ]
+
+
+def test_lines_are_a_png_of_report_width(tmp_path):
+    draw_lines(tmp_path / 'new' / 'snr.png', noisy_lines(), xlabel='SNR (dB)', ylabel='EER (%)')
+    assert [path.name for path in (tmp_path / 'new').iterdir()] == ['snr.png']
+    picture = imread(tmp_path / 'new' / 'snr.png')
+    assert picture.shape[1] == 1080 and picture[..., :3].std() > 0.05
+
+
+def test_each_panel_shows_its_lines_and_their_references(figure):
+    lines = noisy_lines()
+    draw_lines('unused', lines, xlabel='SNR (dB)', ylabel='EER (%)', title='Vox1-O')
+    panels = [axes for axes in figure[0].axes if axes.axison]
+    assert [axes.get_title() for axes in panels] == ['noise', 'speech', 'music']
+    assert figure[0].get_suptitle() == 'Vox1-O'
+    for axes, two in zip(panels, (lines[0:2], lines[2:4], lines[4:6])):
+        drawn = {line.get_label(): line for line in axes.lines}
+        for line in two:
+            assert list(drawn[line.name].get_xdata()) == list(line.x)
+            assert list(drawn[line.name].get_ydata()) == list(line.y)
+            levels = [
+                other.get_ydata()[0]
+                for other in axes.lines
+                if other.get_linestyle() == ':'
+                and other.get_color() == drawn[line.name].get_color()
+            ]
+            assert levels == [line.reference]
+        assert [text.get_text() for text in axes.texts] == ['8.00', '1.50']
+
+
+def test_panels_share_axes_from_zero_and_hold_every_value(figure):
+    lines = [*noisy_lines(), Line('alone', (0, 20), (1.0, 30.0), 'unseen')]
+    draw_lines('unused', lines, xlabel='SNR (dB)', ylabel='EER (%)')
+    ends = {axes.get_ylim() for axes in figure[0].axes}
+    assert len(ends) == 1 and ends.pop() == (0, pytest.approx(33.6))
+    assert len({axes.get_xlim() for axes in figure[0].axes}) == 1
+    low, high = figure[0].axes[0].get_xlim()
+    assert low < 0 and high > 20
+    assert [axes.get_ylabel() for axes in figure[0].axes] == ['EER (%)', '', 'EER (%)', '']
+    assert [axes.get_xlabel() for axes in figure[0].axes] == ['', '', 'SNR (dB)', 'SNR (dB)']
+
+
+def test_panel_above_an_empty_place_has_its_own_axis_numbers(figure):
+    draw_lines('unused', noisy_lines(), xlabel='SNR (dB)', ylabel='EER (%)')
+    assert [axes.get_xlabel() for axes in figure[0].axes[:3]] == ['', 'SNR (dB)', 'SNR (dB)']
+    shown = [axes.xaxis.get_tick_params()['labelbottom'] for axes in figure[0].axes[:3]]
+    assert shown == [False, True, True]
+
+
+def test_a_system_looks_alike_in_every_panel_and_stands_once_in_the_legend(figure):
+    lines = noisy_lines()[1:]  # the first panel lacks the first system
+    draw_lines('unused', lines, xlabel='', ylabel='', reference_name='clean')
+    looks = {}
+    for axes in figure[0].axes:
+        for line in axes.lines:
+            if not line.get_label().startswith('_'):
+                look = line.get_color(), line.get_linestyle(), line.get_marker()
+                looks.setdefault(line.get_label(), set()).add(look)
+    assert looks.keys() == {'alone', 'warmed up'} and all(len(x) == 1 for x in looks.values())
+    assert looks['alone'] != looks['warmed up']
+    texts = [text.get_text() for text in figure[0].legends[0].get_texts()]
+    assert texts == ['warmed up', 'alone', 'clean']
+
+
+def test_legend_of_lines_without_reference_names_none_and_lies_outside(figure):
+    draw_lines('unused', [Line('one', SNR, (3, 2, 1))], xlabel='SNR (dB)', ylabel='EER (%)')
+    assert [text.get_text() for text in figure[0].legends[0].get_texts()] == ['one']
+    plots.FigureCanvasAgg(figure[0]).draw()
+    (axes,) = figure[0].axes
+    assert axes.get_tightbbox().y0 >= figure[0].legends[0].get_window_extent().y1
+
+
+def test_lines_refuse_what_they_cannot_draw(tmp_path):
+    for lines, message in (
+        ([], 'no line'),
+        ([Line('a', (), ())], 'a: 0 x, 0 y'),
+        ([Line('a', (1, 2), (3,))], 'a: 2 x, 1 y'),
+        ([Line('a', (1,), (float('nan'),))], 'a: .*not finite'),
+        ([Line('a', (1,), (1,), reference=float('inf'))], 'a: .*not finite'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw_lines(tmp_path / 'a.png', lines, xlabel='', ylabel='')
+    assert not list(tmp_path.iterdir())

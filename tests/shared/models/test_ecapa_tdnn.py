@@ -127,7 +127,11 @@ class Naive:
             outputs.append(self.layer(f'{name}.branches.{i}', part, dilation))
         outputs.append(hidden[:, 7 * w :])
         y = self.layer(f'{name}.merge', torch.cat(outputs, dim=1))
-        gate = self.layer(f'{name}.excitation.squeeze', y.mean(2, keepdim=True))
+        squeeze = f'{name}.excitation.squeeze'
+        if f'{squeeze}.norm.weight' in self.state:
+            gate = self.layer(squeeze, y.mean(2, keepdim=True))
+        else:
+            gate = self.conv(f'{squeeze}.conv', y.mean(2, keepdim=True)).relu()
         return x + y * self.conv(f'{name}.excitation.excite', gate).sigmoid()
 
     def pool(self, h):
@@ -153,9 +157,10 @@ class Naive:
         return self.norm('embedding_norm', embedding)
 
 
-@pytest.mark.parametrize('training', [False, True])
-def test_network_equals_the_naive_version_in_value_and_gradient(training):
-    network = tiny().double().train(training)
+@pytest.mark.parametrize('training, se_norm', [(False, True), (True, True), (True, False)])
+def test_network_equals_the_naive_version_in_value_and_gradient(training, se_norm):
+    network = tiny(se_norm=se_norm).double().train(training)
+    assert any('squeeze.norm' in name for name in network.state_dict()) == se_norm
     features = torch.randn(3, 4, 11, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(3, 7, dtype=torch.float64)
     state = {k: v.detach().clone() for k, v in network.state_dict().items()}

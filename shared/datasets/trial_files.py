@@ -1,0 +1,131 @@
+"""The lists a recipe starts from: trials with the loader of their files, and lists made when missing.
+
+What is missing is made by rank 0, once, in a file of the run folder; then every rank reads that file,
+so that all have the same.
+"""
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from shared import ddp
+from shared.datasets import voxceleb
+from shared.datasets.items import Trials, Utterances
+from shared.datasets.loading import whole_files
+from shared.datasets.reading import Audio, AudioReader, durations
+
+
+class TrialFiles:
+    """Trials and where their files are.
+
+    Attributes: `trials`, `root`, and `paths`, the files in the order of `trials.files`.
+
+    Args:
+        trials: the list.
+        root: folder that its paths start from.
+        budget_seconds: audio in a batch of `loader`, padding included.
+        workers: loader processes.
+    """
+
+    def __init__(
+        self, trials: Trials, root: str | Path, *, budget_seconds: float, workers: int
+    ) -> None:
+        self.trials, self.root = trials, Path(root)
+        self.paths = [self.root / name for name in trials.files]
+        self._budget, self._workers = budget_seconds, workers
+        self._headers: tuple[np.ndarray, dict[str, int]] | None = None
+
+    def loader(self) -> DataLoader:
+        """Every file once and whole, in batches of similar length, sharded over the ranks.
+
+        The batches are those of `whole_files`; headers are read for their durations the first time.
+
+        Raises:
+            AudioError: a file cannot be read; also while batches are drawn.
+        """
+        return whole_files(
+            self.paths,
+            self._read_headers()[0],
+            AudioReader(),
+            budget_seconds=self._budget,
+            workers=self._workers,
+            rank=ddp.rank(),
+            world_size=ddp.world_size(),
+        )
+
+    @property
+    def converted(self) -> dict[str, int]:
+        """Files that reading has to change, by kind: {'resampled': 2, 'mixed to mono': 1}."""
+        return self._read_headers()[1]
+
+    def _read_headers(self) -> tuple[np.ndarray, dict[str, int]]:
+        if self._headers is None:
+            reader = _HeaderReader()
+            seconds = durations(self.paths, reader, self._workers)
+            self._headers = seconds, dict(Counter(reader.conversions))
+        return self._headers
+
+
+class _HeaderReader(AudioReader):
+    """Notes for each file that is opened what reading it would convert."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conversions: list[str] = []  # threads may extend a list at the same time
+
+    def open(self, path: str | Path, channel: int | None = None) -> Audio:
+        audio = super().open(path, channel)
+        self.conversions.extend(audio.conversions)
+        return audio
+
+
+def training_list(
+    root: str | Path, given: str | Path | None, kept: str | Path, workers: int
+) -> Utterances:
+    """The training utterances with their seconds, from a list or from what the folder holds.
+
+    A `given` list with durations is taken as it is. Else headers are read, once, and the list is
+    kept.
+
+    Args:
+        root: folder of speakers.
+        given: list of lines `speaker path [... seconds]`; None: everything below `root`.
+        kept: where the list with durations is written, and read from ever after.
+        workers: threads that read headers.
+
+    Raises:
+        DataError: as `voxceleb.read_list` and `voxceleb.read_folder`.
+    """
+    train = voxceleb.read_list(given, root) if given else None
+    if train is not None and train.seconds is not None:
+        return train
+    kept = Path(kept)
+    if ddp.is_main() and not kept.exists():
+        train = train if train is not None else voxceleb.read_folder(root)
+        seconds = durations(train.all_paths(), AudioReader(), workers)
+        dataclasses.replace(train, seconds=seconds).write(kept)
+    ddp.barrier()
+    return voxceleb.read_list(kept, root)
+
+
+def drawn_trials(root: str | Path, kept: str | Path, count: int, seed: int) -> Trials:
+    """Trials drawn from a folder of speakers, once: `count` of each kind, fewer where there are not.
+
+    Args:
+        root: folder of speakers.
+        kept: where the list is written, and read from ever after.
+        count: trials of each kind.
+        seed: of the draw.
+
+    Raises:
+        DataError: as `voxceleb.read_folder`, `draw_trials` and `read_trials`.
+    """
+    kept = Path(kept)
+    if ddp.is_main() and not kept.exists():
+        drawn = voxceleb.draw_trials(voxceleb.read_folder(root), count, count, seed)
+        voxceleb.write_trials(drawn, kept)
+    ddp.barrier()
+    return voxceleb.read_trials(kept, root)
