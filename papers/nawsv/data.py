@@ -1,0 +1,221 @@
+"""The corpora of NAW-SV, and what one training sample is in each phase (workers only read)."""
+
+import numpy as np
+
+from shared import ddp
+from shared.augmentations.reverb import unit_energy
+from shared.datasets.items import DataError, Sample
+from shared.datasets.loading import train_loader, with_substitute
+from shared.datasets.musan import Musan
+from shared.datasets.reading import AudioReader
+from shared.datasets.rirs import Rirs
+from shared.datasets.samplers import ShuffledBatches, sample_rng
+from shared.datasets.trial_files import training_list
+
+NOISES = (('noise',), ('speech',), ('music',), ('speech', 'music'))  # equally likely
+PAIR_ATTEMPTS = 10
+
+
+class Crops:
+    """What the samples of both phases share: random crops and MUSAN noise (spec 2.2, 2.4)."""
+
+    def __init__(self, utterances, musan, args, seed):
+        self.utterances, self.musan, self.seed = utterances, musan, seed
+        self.reader = AudioReader()
+        self.snr, self.babble = args['snr'], args['babble']
+
+    def __len__(self):
+        return len(self.utterances)
+
+    def crop(self, index, size, rng):
+        """`size` samples from anywhere in an utterance; short files are wrapped around."""
+        with self.reader.open(self.utterances.path(index)) as audio:
+            start = int(rng.integers(max(audio.length - size, 0) + 1))
+            return audio.read(start, size)
+
+    def noises(self, kind, view, size, rng):
+        """The noises of NOISES[kind]; each is meant for the mixture of those before it."""
+        return [
+            (view, self.noise(category, size, rng), float(rng.uniform(*self.snr)))
+            for category in NOISES[kind]
+        ]
+
+    def noise(self, category, size, rng):
+        """One file, or the mean of several speakers: babble."""
+        files = len(self.musan.files[category])
+        low, high = self.babble if category == 'speech' else (1, 1)
+        count = min(int(rng.integers(low, high + 1)), files)
+        chosen = rng.choice(files, size=count, replace=False)
+        crops = [self.musan.crop(category, size, rng, file=file) for file in chosen]
+        return np.mean(crops, axis=0, dtype=np.float32)
+
+
+class PairSet(Crops):
+    """Warm-up: clean crops of two utterances of a speaker, and noise for the second (spec 2.7)."""
+
+    def __init__(self, utterances, musan, args, seed):
+        super().__init__(utterances, musan, args, seed)
+        self.size = args['crop_size']
+
+    def __getitem__(self, key):
+        epoch, first, second = key
+
+        def sample(attempt):
+            return self.sample(epoch, *self.pair(first, second, attempt))
+
+        return with_substitute(sample, 0, PAIR_ATTEMPTS)
+
+    def pair(self, first, second, attempt):
+        """The pair, or where its audio is bad another two utterances of that speaker."""
+        if attempt == 0:
+            return first, second
+        speakers = self.utterances.speakers
+        same = np.flatnonzero(speakers == speakers[first])
+        rng = sample_rng(self.seed, attempt, first)
+        return tuple(int(i) for i in rng.choice(same, size=2, replace=False))
+
+    def sample(self, epoch, first, second):
+        """Views (2, L): clean, and clean with the noise that makes it the noisy one."""
+        rng = sample_rng(self.seed, epoch, first)
+        waves = np.stack([self.crop(i, self.size, rng) for i in (first, second)])
+        sample = Sample(waves, label=int(self.utterances.speakers[first]), index=first)
+        sample.noises = self.noises(int(rng.integers(len(NOISES))), 1, self.size, rng)
+        sample.converted = self.reader.take_converted()
+        return sample
+
+
+class LabelledCrops(Crops):
+    """Fine-tuning: one crop and its speaker; with probability DA_p noise or a room (spec 2.8)."""
+
+    def __init__(self, utterances, musan, rirs, args, seed):
+        super().__init__(utterances, musan, args, seed)
+        self.rirs, self.augmented = rirs, args['DA_p']
+        self.size, self.large_size = args['crop_size'], args['large_crop_size']
+        self.large_after = args['large_margin_epoch']
+
+    def __getitem__(self, key):
+        epoch, index = key
+        return with_substitute(lambda i: self.sample(epoch, i), index, len(self))
+
+    def sample(self, epoch, index):
+        """One utterance, a function of (seed, epoch, index) alone."""
+        rng = sample_rng(self.seed, epoch, index)
+        size = self.large_size if epoch > self.large_after else self.size
+        wave = self.crop(index, size, rng)
+        sample = Sample(wave[None], label=int(self.utterances.speakers[index]), index=index)
+        if rng.random() < self.augmented:
+            kind = int(rng.integers(len(NOISES) + 1))
+            if kind == len(NOISES):
+                sample.rirs.append((0, unit_energy(self.rirs.draw(rng))))
+            else:
+                sample.noises = self.noises(kind, 0, size, rng)
+        sample.converted = self.reader.take_converted()
+        return sample
+
+
+class PairBatches(ShuffledBatches):
+    """Batches of (epoch, first, second): pairs of utterances, no speaker twice in a global batch.
+
+    As the authors' sampler (spec 2.7), after Chung et al.'s voxceleb_trainer: a pair whose speaker
+    is already in the batch being filled is left out of the epoch, and so is an incomplete batch.
+    """
+
+    def __init__(self, speakers, batch_size, seed, rank=0, world_size=1, most=500):
+        super().__init__(len(speakers), batch_size, seed, rank, world_size)
+        self.speakers, self.most = speakers, most
+        self.drawn = (-1, [])  # epoch and its global batches
+        if not self.batches_of(1):
+            raise DataError(
+                f'batch of {batch_size} pairs: there are {len(np.unique(speakers))} speakers, and '
+                'each may come once; lower the batch size'
+            )
+
+    def __len__(self):
+        """Batches of this epoch; which pairs are left out differs from epoch to epoch."""
+        return len(self.batches_of(max(self.epoch, 1)))
+
+    def __iter__(self):
+        share = self.batch_size // self.world_size
+        for batch in self.batches_of(self.epoch)[self.batch :]:
+            own = batch[self.rank * share : (self.rank + 1) * share]
+            yield [(self.epoch, int(first), int(second)) for first, second in own]
+
+    def batches_of(self, epoch):
+        """The global batches of an epoch, (batch_size, 2) utterances each."""
+        if self.drawn[0] != epoch:
+            rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(epoch,)))
+            self.drawn = epoch, self.draw(rng.permutation(self.pairs(rng)))
+        return self.drawn[1]
+
+    def pairs(self, rng):
+        """(pairs, 2): each speaker's utterances, at most `most`, two by two."""
+        order = np.argsort(self.speakers, kind='stable')
+        starts = np.flatnonzero(np.diff(self.speakers[order])) + 1
+        pairs = []
+        for rows in np.split(order, starts):
+            kept = min(len(rows), self.most) // 2 * 2
+            pairs.append(rng.permutation(rows)[:kept].reshape(-1, 2))
+        return np.concatenate(pairs)
+
+    def draw(self, pairs):
+        """Fills batches in the order of the pairs."""
+        batches, batch, present = [], [], set()
+        for pair, speaker in zip(pairs, self.speakers[pairs[:, 0]].tolist()):
+            if speaker in present:
+                continue
+            batch.append(pair)
+            present.add(speaker)
+            if len(batch) == self.batch_size:
+                batches.append(np.array(batch))
+                batch, present = [], set()
+        return batches
+
+
+class Corpus:
+    """Train list, MUSAN's train part and rooms, checked on construction; `tests` of `conditions`.
+
+    `valid` is the list that every epoch is scored on.
+    """
+
+    def __init__(self, args, valid, musan_train):
+        self.args, self.valid = args, valid
+        self.musan = Musan(musan_train, AudioReader())
+        self.rirs = Rirs(args['path_rir'], AudioReader())
+        kept = f'{args["path_log"]}/lists/train.txt'
+        self.train = training_list(
+            args['path_train'], args['list_train'], kept, args['num_workers']
+        )
+        self.speakers = len(self.train.speaker_ids)
+
+    def describe(self):
+        """One line: what was found."""
+        noises = ', '.join(f'{len(files):,} {name}' for name, files in self.musan.files.items())
+        return (
+            f'train: {len(self.train):,} utterances of {self.speakers:,} speakers, '
+            f'{np.nansum(self.train.seconds) / 3600:.1f} h; each epoch is scored on '
+            f'{self.valid.trials.name}, {len(self.valid.trials):,} trials; '
+            f'MUSAN: {noises}; {len(self.rirs.files):,} RIRs'
+        )
+
+    def pair_loader(self, seed):
+        """Warm-up: (B, 2, L) waves, noise for the second view."""
+        args = self.args
+        sampler = PairBatches(
+            self.train.speakers,
+            args['warmup_batch_size'],
+            seed,
+            ddp.rank(),
+            ddp.world_size(),
+            most=args['max_seg_per_spk'],
+        )
+        data = PairSet(self.train, self.musan, args, seed)
+        return train_loader(data, sampler, args['num_workers'])
+
+    def labelled_loader(self, seed):
+        """Fine-tuning: (B, 1, L) waves with speakers."""
+        args = self.args
+        data = LabelledCrops(self.train, self.musan, self.rirs, args, seed + 1)
+        sampler = ShuffledBatches(
+            len(data), args['batch_size'], seed + 1, ddp.rank(), ddp.world_size()
+        )
+        return train_loader(data, sampler, args['num_workers'])
