@@ -1,5 +1,6 @@
 """What is made from the corpora once, and the conditions a system is tested in."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,8 +33,16 @@ def use_demo_corpus(args):
     ddp.barrier()
     corpus = demo.make(root)
     nonspeech = make_nonspeech(root / 'Nonspeech100')
+    pretrained = small_wavlm(root / 'models' / 'wavlm_small', corpus, device=args['device'])
+    if ddp.is_main():
+        found = json.loads((pretrained / 'pretraining.json').read_text())['probe']
+        print(
+            'small WavLM, EER % of a linear probe on unseen speakers: '
+            f'{found["pretrained"]["eer"]:.2f} pre-trained, {found["random"]["eer"]:.2f} as initialised',
+            flush=True,
+        )
     args.update(
-        path_ssl=str(small_wavlm(root / 'models' / 'wavlm_small', corpus, device=args['device'])),
+        path_ssl=str(pretrained),
         path_train=str(corpus.train),
         list_train=str(corpus.train_list),
         path_test=str(corpus.vox1),

@@ -26,11 +26,11 @@ RECORD = 'pretraining.json'
 # The front of a real one (20 ms frames), tapered: its first layers see most samples.
 SMALL = SslConfig(
     'wavlm',
-    layers=4,
-    width=128,
+    layers=3,
+    width=96,
     heads=4,
-    ffn_width=512,
-    conv_channels=(32, 32, 32, 64, 64, 128, 128),
+    ffn_width=384,
+    conv_channels=(24, 24, 32, 48, 64, 64, 96),
     position_kernel=32,
     position_groups=8,
     dropout=0.0,

@@ -180,7 +180,9 @@ def write_ssl(config: SslConfig, state: Mapping[str, Tensor], folder: str | Path
         temporary.mkdir()
         for name, item in (('config.json', model), ('preprocessor_config.json', processor)):
             (temporary / name).write_text(json.dumps(item, indent=2) + '\n', encoding='utf-8')
-        save_file(tensors, temporary / 'model.safetensors', metadata={'format': 'pt'})
+        weights = temporary / 'model.safetensors'
+        save_file(tensors, weights, metadata={'format': 'pt'})
+        weights.chmod((temporary / 'config.json').stat().st_mode)  # it is written for its owner
 
 
 def _read(path: Path, given: Mapping[str, Any]) -> SslWeights:
