@@ -39,7 +39,7 @@ COEFFICIENTS = 13  # F, of an MFCC
 class Recipe:
     """Settings of the pre-training; lengths in frames of 20 ms unless they say otherwise."""
 
-    steps: int = 500
+    steps: int = 600
     batch_size: int = 8
     seconds: float = 1.5  # of a crop, or the shortest file
     lr: float = 8e-3  # of convolutions and heads, reached after a tenth of the steps, then falling
