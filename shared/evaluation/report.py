@@ -128,7 +128,8 @@ def _results(results: Any) -> str:
     evaluations = results.get('evaluations')
     for number, evaluation in enumerate(evaluations if isinstance(evaluations, list) else [], 1):
         if isinstance(evaluation, dict):
-            name = evaluation.get('name') or evaluation.get('trials') or f'evaluation {number}'
+            names = [evaluation.get(key) for key in ('list', 'name', 'trials')]
+            name = next(filter(None, names), f'evaluation {number}')
             label = html.escape(f'Protocol: {name}' if isinstance(name, str) else str(number))
             parts.append(
                 f'<details><summary>{label}</summary>{_pairs(_flat(evaluation))}</details>'

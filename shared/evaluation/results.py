@@ -1,5 +1,6 @@
 """Everything an evaluation leaves behind: pictures, results.json, report.html, and its tables."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,9 +63,10 @@ def _draw(folder: Path, name: str, evaluation: Evaluation) -> None:
     if scores is None or labels is None:
         return
     title = f'{evaluation.record["known_name"] or name}: {len(scores):,} trials'
-    plots.draw_histogram(folder / f'scores_{name}.png', scores, labels, title=title)
+    file = re.sub(r'[^\w.-]+', '_', name)
+    plots.draw_histogram(folder / f'scores_{file}.png', scores, labels, title=title)
     systems = evaluation.systems or [plots.System('this encoder', scores, labels)]
-    plots.draw_det(folder / f'det_{name}.png', systems, title=title)
+    plots.draw_det(folder / f'det_{file}.png', systems, title=title)
 
 
 def _summary(records: list[dict]) -> list[dict]:

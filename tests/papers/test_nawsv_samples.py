@@ -15,7 +15,7 @@ from shared.datasets.rirs import Rirs
 from shared.losses.aam_topk import AamSoftmaxTopK
 from shared.models.adapters import AdapterSettings
 from shared.models.ssl_config import SslConfig
-from shared.models.ssl_encoder import SpanMasks, SslEncoder
+from shared.models.ssl_encoder import SpanMasks, SslEncoder, SslOutput
 
 RATE = 16000
 
@@ -349,3 +349,59 @@ def test_replayed_slips_change_what_they_name(nawsv, warmup):
     student = warmup().student
     forgotten = [n for n in student.state_dict() if n.startswith(nawsv.systems.POSITIONS)]
     assert len(forgotten) == 6 and all('layers' not in name for name in forgotten)
+
+
+# --- validation (spec 6)
+
+
+def test_embedder_gives_each_file_what_it_would_get_alone_and_its_crops(nawsv):
+    torch.manual_seed(0)
+    student, head = SslEncoder(CONFIG).eval(), nawsv.models.LinearHead(3, 16, 8).eval()
+    embedder = nawsv.train.Embedder(student, head, True, {'num_seg': 3, 'seg_size': 4000}).eval()
+    lengths = torch.tensor([9000, 5001, 3000])
+    waves = torch.zeros(3, 9000)
+    for row, length in zip(waves, lengths):
+        row[:length] = torch.randn(length)
+    with torch.inference_mode():
+        found = embedder(waves, lengths)
+        assert found.shape == (3, 4, 8)
+        for row, length, embeddings in zip(waves, lengths, found):
+            wave = row[:length].numpy()
+            pieces = [wave]
+            for start in np.linspace(0, max(len(wave) - 4000, 0), 3):
+                pieces.append(np.take(wave, np.arange(int(start), int(start) + 4000), mode='wrap'))
+            alone = [head(student(torch.from_numpy(x)[None]).states)[0] for x in pieces]
+            torch.testing.assert_close(embeddings, torch.stack(alone), rtol=1e-4, atol=1e-4)
+
+
+def test_validation_scores_the_mean_of_all_pairs_of_crops_and_of_whole_files(nawsv, tmp_path):
+    """Against loops over trials and crops; the embedding is the first samples of what it gets."""
+
+    class Student(torch.nn.Module):
+        def forward(self, waves, lengths=None):
+            return SslOutput((waves[:, :6],), None)
+
+    class Head(torch.nn.Module):
+        def forward(self, states, frames=None):
+            return states[0]
+
+    rng = np.random.default_rng(0)
+    for name in 'abcd':
+        wave = rng.uniform(-0.5, 0.5, int(rng.integers(5000, 9000)))
+        soundfile.write(tmp_path / f'{name}.wav', wave, RATE)
+    (tmp_path / 'trials.txt').write_text('1 a.wav b.wav\n0 a.wav c.wav\n1 c.wav d.wav\n')
+    trials = nawsv.conditions.voxceleb.read_trials(tmp_path / 'trials.txt', tmp_path)
+    files = nawsv.conditions.TrialFiles(trials, tmp_path, budget_seconds=1, workers=0)
+    args = {'num_seg': 2, 'seg_size': 4000, 'device': 'cpu', 'eer_rule': 'interpolated'}
+    records, scores = nawsv.train.validate(Student(), Head(), files, args, full=True)
+    assert set(records) == {'tta', 'full', 'full+tta'}
+
+    def cosine(x, y):
+        return float(np.dot(x, y) / np.linalg.norm(x) / np.linalg.norm(y))
+
+    waves = [soundfile.read(tmp_path / name)[0] for name in trials.files]
+    crops = [[wave[s : s + 6] for s in (0, len(wave) - 4000)] for wave in waves]
+    for enrol, test, score in zip(trials.enrol, trials.test, scores):
+        pairs = [cosine(x, y) for x in crops[enrol] for y in crops[test]]
+        whole = cosine(waves[enrol][:6], waves[test][:6])
+        assert score == pytest.approx((np.mean(pairs) + whole) / 2, abs=1e-4)
