@@ -1,7 +1,6 @@
 """One epoch of each stage, and the two passes without gradient: validation, clustering."""
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 
 from losses import NO_GATE
@@ -14,6 +13,7 @@ from shared.datasets.voxceleb import known_name
 from shared.evaluation.extraction import extract
 from shared.evaluation.verification import verify
 from shared.optim.schedules import exponential_steps, set_lr
+from shared.precision import autocast
 
 
 def contrastive_epoch(epoch, loop, parallel, critic, optimizer, critic_optimizer, args):
@@ -25,7 +25,7 @@ def contrastive_epoch(epoch, loop, parallel, critic, optimizer, critic_optimizer
     set_lr(optimizer, lr)  # the discriminator's never decays
     for batch in loop.batches(f'contrastive {epoch}'):
         waves = augment(to_device(batch, args['device']))  # (B, 3, L)
-        with autocast(args):
+        with autocast(args['device'], args['amp']):
             losses, embeddings = parallel(waves)
 
             # the discriminator learns to recognise shared augmentation
@@ -35,7 +35,7 @@ def contrastive_epoch(epoch, loop, parallel, critic, optimizer, critic_optimizer
         critic_optimizer.step()
 
         # the encoder learns to hide it from the discriminator just improved
-        with autocast(args):
+        with autocast(args['device'], args['amp']):
             aat_loss = ddp.unwrap(critic).fool(*embeddings)
         loss = losses['speaker_loss'] + args['aat_weight'] * aat_loss
         optimizer.zero_grad(set_to_none=True)
@@ -52,7 +52,7 @@ def classification_epoch(title, loop, parallel, optimizer, gate, args):
     for batch in loop.batches(title):
         batch = to_device(batch, args['device'])
         waves = augment(batch).squeeze(1)  # (B, L)
-        with autocast(args):
+        with autocast(args['device'], args['amp']):
             losses = parallel(waves, batch['labels'], gate)
         optimizer.zero_grad(set_to_none=True)
         losses['loss'].backward()
@@ -101,9 +101,3 @@ def cluster(encoder, corpus, args):
     true = corpus.train.speakers[kept]  # a diagnostic only: nothing learns from it
     found = labels[kept]
     return labels, {'NMI %': nmi(true, found), 'purity %': purity(true, found)}
-
-
-def autocast(args):
-    """bf16 where `amp` asks for it."""
-    device = args['device'].split(':')[0]
-    return torch.autocast(device, torch.bfloat16, enabled=args['amp'])

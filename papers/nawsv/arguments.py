@@ -128,6 +128,7 @@ class ExperimentArgs:
     def __post_init__(self):
         check = arguments.check
         check(len(set(self.seeds)) == len(self.seeds) > 0, 'seeds: one or more, none twice')
+        check(min(self.warmup_epoch, self.epoch) >= 1, 'warmup_epoch, epoch: 1 or more')
         check(0 <= self.adapter_epoch <= self.warmup_epoch, 'adapter_epoch: 0 to warmup_epoch')
         check(self.unfreeze_ssl_epoch <= self.epoch, 'unfreeze_ssl_epoch: at most epoch')
         check(

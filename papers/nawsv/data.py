@@ -66,12 +66,17 @@ class PairSet(Crops):
         return with_substitute(sample, 0, PAIR_ATTEMPTS)
 
     def pair(self, first, second, attempt):
-        """The pair, or where its audio is bad another two utterances of that speaker."""
+        """The pair, or where its audio is bad two other utterances.
+
+        They are of that speaker; in the last attempts of any, as it may have no others.
+        """
         if attempt == 0:
             return first, second
-        speakers = self.utterances.speakers
+        rng, speakers = sample_rng(self.seed, attempt, first), self.utterances.speakers
+        if attempt >= PAIR_ATTEMPTS - 3:
+            several = np.flatnonzero(np.bincount(speakers)[speakers] > 1)
+            first = rng.choice(several)
         same = np.flatnonzero(speakers == speakers[first])
-        rng = sample_rng(self.seed, attempt, first)
         return tuple(int(i) for i in rng.choice(same, size=2, replace=False))
 
     def sample(self, epoch, first, second):

@@ -8,6 +8,7 @@ from shared import ddp
 from shared.evaluation import plots
 from shared.evaluation.results import Evaluation, write_evaluation
 from shared.evaluation.tables import text_table
+from shared.files import write_text
 from train import validate
 
 
@@ -35,8 +36,7 @@ def results(scored, tests, folder, args):
         if len(rows) > 1:
             table.append(mean_row(f'{system}, mean of {len(rows)} seeds', rows))
     matrix = text_table(by_condition(scored))
-    (folder / 'text').mkdir(parents=True, exist_ok=True)
-    (folder / 'text' / 'conditions.txt').write_text(matrix + '\n')
+    write_text(folder / 'text' / 'conditions.txt', matrix + '\n')
     draw_snr(folder / 'plots' / 'eer_over_snr.png', scored)
     print(f'EER % in every condition, {args["num_seg"]} crops (TTA):\n{matrix}\n')
     print(write_evaluation(folder, table, evaluations(scored, tests)), flush=True)

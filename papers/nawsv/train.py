@@ -11,6 +11,7 @@ from shared.evaluation.segments import cut_segments
 from shared.evaluation.verification import score_record
 from shared.optim.schedules import cosine as cosine_lr
 from shared.optim.schedules import set_lr
+from shared.precision import autocast
 
 
 def warmup_epoch(title, loop, parallel, optimizer, args):
@@ -22,7 +23,7 @@ def warmup_epoch(title, loop, parallel, optimizer, args):
         noisy = augment_in_turn(batch)[:, 1]
         if args['noisy_reference']:  # Q1: the released code adds the noise in place
             reference = noisy
-        with autocast(args):
+        with autocast(args['device'], args['amp']):
             losses = parallel(clean, noisy, reference)
         optimizer.zero_grad(set_to_none=True)
         losses['loss'].backward()
@@ -39,7 +40,7 @@ def finetune_epoch(title, epoch, loop, parallel, optimizer, args):
     for batch in loop.batches(title):
         batch = to_device(batch, args['device'])
         waves = augment_in_turn(batch).squeeze(1)  # (B, L)
-        with autocast(args):
+        with autocast(args['device'], args['amp']):
             losses = parallel(waves, batch['labels'])
         optimizer.zero_grad(set_to_none=True)
         losses['loss'].backward()
@@ -57,7 +58,7 @@ def validate(student, head, trial_files, args, resamples=0, full=False):
     trials = trial_files.trials
     with torch.compiler.set_stance('force_eager'):  # every length would be compiled anew
         embeddings = extract(embed, trial_files.loader(), len(trials.files), args['device'])
-    crops = embeddings[:, full:]  # (N, S, D)
+    crops = embeddings[:, int(full) :]  # (N, S, D)
     scores = {'tta': segment_cosine(crops, trials.enrol, trials.test)}
     if full:
         scores['full'] = cosine(embeddings[:, 0], trials.enrol, trials.test)
@@ -93,9 +94,3 @@ class Embedder(torch.nn.Module):
             return embeddings
         whole = self.head(*self.student(waves, lengths))
         return torch.cat([whole.unsqueeze(1), embeddings], dim=1)
-
-
-def autocast(args):
-    """bf16 where `amp` asks for it."""
-    device = args['device'].split(':')[0]
-    return torch.autocast(device, torch.bfloat16, enabled=args['amp'])

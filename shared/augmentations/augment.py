@@ -1,6 +1,5 @@
 """What a collated batch asks for, done on its device (design 4.2: workers read, it computes)."""
 
-import torch
 from torch import Tensor
 
 from shared.augmentations.noise import add_noise
@@ -23,12 +22,11 @@ def augment_in_turn(batch: dict) -> Tensor:
     """As `augment`, but each noise of a row is scaled against the mixture so far.
 
     Babble, then music on top of it: the second SNR is that of speech and babble together (spec nawsv
-    2.7). `batch` also holds noise_turn, M numbers in a list.
+    2.7). The noises stand in turns, noise_turns (a list) tells how many in each.
     """
-    rows, turns = _reverberated(batch), batch['noise_turn']
-    for turn in range(max(turns, default=-1) + 1):
-        chosen = torch.tensor([m for m, t in enumerate(turns) if t == turn], device=rows.device)
-        noise, row, snr = (batch[name][chosen] for name in ('noise', 'noise_row', 'noise_snr'))
+    rows, turns = _reverberated(batch), batch['noise_turns']
+    parts = (batch[name].split(turns) for name in ('noise', 'noise_row', 'noise_snr'))
+    for noise, row, snr in zip(*parts):
         rows = add_noise(rows, noise, row, snr)
     return rows.view_as(batch['waves'])
 

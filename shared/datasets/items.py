@@ -132,11 +132,13 @@ def collate(samples: list[Sample]) -> dict:
     """Batch of samples: clean waves, and the noises and responses with the row they belong to.
 
     Returns waves (B, V, L), labels (B,), index (B,); noise (M, L), noise_row (M,), noise_snr (M,) in
-    dB, noise_turn (list of M numbers: 0 for a row's first noise, 1 for its second); rir (R, K), zero-padded to the longest and cut at L, rir_row (R,); skipped, converted.
+    dB, in turns: first noises of all rows, then second ones, ..., noise_turns of each (numbers); rir (R, K), zero-padded to the longest and cut at L, rir_row (R,); skipped, converted.
     Row b * V + v is view v of utterance b. M and R may be 0.
     """
     views, length = samples[0].waves.shape
     noises = [(b * views + v, x, snr) for b, s in enumerate(samples) for v, x, snr in s.noises]
+    turns = _turns([row for row, _, _ in noises])
+    noises = [noise for _, noise in sorted(zip(turns, noises), key=lambda pair: pair[0])]
     rirs = [(b * views + v, h[:length]) for b, s in enumerate(samples) for v, h in s.rirs]
     taps = max((len(h) for _, h in rirs), default=1)
     rir = torch.zeros(len(rirs), taps)
@@ -149,7 +151,7 @@ def collate(samples: list[Sample]) -> dict:
         'noise': _stack([x for _, x, _ in noises], (length,)),
         'noise_row': torch.tensor([row for row, _, _ in noises], dtype=torch.int64),
         'noise_snr': torch.tensor([snr for _, _, snr in noises], dtype=torch.float32),
-        'noise_turn': _turns([row for row, _, _ in noises]),
+        'noise_turns': [turns.count(turn) for turn in range(max(turns, default=-1) + 1)],
         'rir': rir,
         'rir_row': torch.tensor([row for row, _ in rirs], dtype=torch.int64),
         'skipped': [message for s in samples for message in s.skipped],
@@ -166,7 +168,7 @@ def to_device(batch: dict, device: str | torch.device) -> dict:
 
 
 def _turns(rows: list[int]) -> list[int]:
-    """How many of the same row came before; stays on the host, which loops over the turns."""
+    """How many of the same row came before."""
     seen: Counter = Counter()
     turns = []
     for row in rows:

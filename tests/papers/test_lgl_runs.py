@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from recipes import TORCHRUN, Recipe, logged, same, table_of, weights
+from recipes import TORCHRUN, Recipe, logged, same, small_corpus, table_of, weights
 
-from shared.datasets import demo
 from shared.losses.aam_softmax import AamSoftmax
 from shared.losses.contrastive import ContrastiveLoss
 
@@ -43,18 +42,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
-    return demo.make(
-        tmp_path_factory.mktemp('corpus') / 'demo',
-        train_speakers=6,
-        valid_speakers=3,
-        test_speakers=3,
-        videos=2,
-        utterances_per_video=2,
-        seconds=(1.2, 2.0),
-        trials=40,
-        musan_files=(3, 9, 3),
-        rooms=3,
-    )
+    return small_corpus(tmp_path_factory.mktemp('corpus') / 'demo')
 
 
 def paths(corpus):

@@ -4,16 +4,15 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from recipes import TORCHRUN, Recipe, logged, same, table_of, weights
+from recipes import TINY_WAVLM, TORCHRUN, Recipe, logged, same, small_corpus, table_of, weights
 
-from shared.datasets import demo
 from shared.datasets.demo_nonspeech import make_nonspeech
 from shared.models.ssl_checkpoints import write_ssl
-from shared.models.ssl_config import SslConfig
 from shared.models.ssl_encoder import SslEncoder
 
 SMALL = {
@@ -38,18 +37,9 @@ SMALL = {
     'test_snrs': '0,20',
     'eval_seconds': 60,
     'num_workers': 0,
+    'keep_checkpoints': 3,
     'usable_gpu': '',
 }
-CONFIG = SslConfig(
-    'wavlm',
-    layers=2,
-    width=16,
-    heads=2,
-    ffn_width=32,
-    conv_channels=(8,) * 7,
-    position_kernel=8,
-    position_groups=2,
-)
 pytestmark = pytest.mark.slow
 
 
@@ -57,21 +47,10 @@ pytestmark = pytest.mark.slow
 def corpus(tmp_path_factory):
     """A demo corpus with Nonspeech100 and a pre-trained model of random weights beside it."""
     root = tmp_path_factory.mktemp('corpus') / 'demo'
-    made = demo.make(
-        root,
-        train_speakers=6,
-        valid_speakers=3,
-        test_speakers=3,
-        videos=2,
-        utterances_per_video=2,
-        seconds=(1.2, 2.0),
-        trials=40,
-        musan_files=(4, 9, 4),
-        rooms=3,
-    )
+    made = small_corpus(root)
     make_nonspeech(root / 'Nonspeech100', count=3)
     torch.manual_seed(0)
-    write_ssl(CONFIG, SslEncoder(CONFIG).state_dict(), root / 'wavlm')
+    write_ssl(TINY_WAVLM, SslEncoder(TINY_WAVLM).state_dict(), root / 'wavlm')
     return made
 
 
@@ -142,22 +121,24 @@ def test_warm_up_changes_the_student_in_two_steps(corpus, finished):
     first, second = (weights(folder / f'epoch_000{k}.pt') for k in (1, 2))
     assert not any(name.startswith('teacher.') for name in first)
     changed = {name for name in first if not torch.equal(first[name], second[name])}
-    before = SslEncoder(CONFIG)
     torch.manual_seed(0)
-    before = SslEncoder(CONFIG).state_dict()
+    before = SslEncoder(TINY_WAVLM).state_dict()
     for name, value in before.items():
         assert torch.equal(first[f'student.{name}'], value), name
     assert 'student.feature_extractor.conv_layers.0.conv.weight' in changed
     assert 'student.encoder.layers.1.adapter.down.weight' in changed
 
 
-def test_student_rests_while_it_is_frozen_in_fine_tuning(finished):
+def test_student_rests_while_it_is_frozen_in_fine_tuning(finished, paper):
     folder = finished[0] / 'seed1'
-    start = exported(finished[0], 'warmup')
-    last = exported(finished[0])
-    assert not same(start, last)
-    history = weights(folder / 'finetune' / 'last.pt')['history']
-    assert [round(entry['lr'], 7) for entry in history] == [5e-5, 3.76e-5, 1.29e-5]
+    start = paper('nawsv').published.read(folder / 'warmup' / 'student.pt').state
+    first, second = (weights(folder / 'finetune' / f'epoch_000{k}.pt') for k in (1, 2))
+    assert all(torch.equal(first[f'student.{name}'], value) for name, value in start.items())
+    assert not all(torch.equal(second[f'student.{name}'], value) for name, value in start.items())
+    state = weights(folder / 'finetune' / 'last.pt')
+    rates = [round(entry['lr'], 7) for entry in state['history']]
+    assert rates == [5e-5, 3.76e-5, 1.29e-5]  # half a cosine over three epochs
+    assert state['best']['epoch'] == 3  # selection 'last'
 
 
 def test_second_start_of_a_finished_run_changes_nothing(corpus, finished, tmp_path):
@@ -222,6 +203,8 @@ def test_two_seeds_get_rows_and_their_mean(corpus, tmp_path):
     ]
     eers = [row['clean EER %'] for row in rows]
     assert eers[2] == pytest.approx((eers[0] + eers[1]) / 2) and 'mean of 2 seeds' in printed
+    state = weights(folder / 'seed1/finetune/last.pt')  # the preset selects on the test list
+    assert state['best']['value'] == min(entry['valid_eer'] for entry in state['history'])
 
 
 # --- wrong input: one line, and nothing is lost
@@ -296,8 +279,9 @@ def one_epoch(phase, folder, args):
         if isinstance(module, torch.nn.BatchNorm1d):
             module.eval()
             module.train = lambda mode=True, module=module: module  # stays frozen
-    method.learn('all')
-    parallel = method.distribute('cpu')
+    for what in ('adapters' if phase == 'warmup' else 'backend', 'all'):  # as from epoch to epoch
+        method.learn(what)
+        parallel = method.distribute('cpu')
     # plain gradient steps: Adam would blow up rounding where a gradient is near zero
     optimizer = torch.optim.SGD(method.learnable(), lr=0.01)
     loop = Loop(Path(folder) / phase, loader, max_bad_share=0.0, framework=method)
@@ -315,7 +299,7 @@ def one_epoch(phase, folder, args):
 def test_two_processes_learn_what_one_does(phase, corpus, tmp_path, run_ranks, paper):
     model = tmp_path / 'wavlm'  # without dropout and masks, which every rank draws for itself
     quiet = {'dropout': 0.0, 'attention_dropout': 0.0, 'layer_drop': 0.0}
-    config = SslConfig(**{**vars(CONFIG), **quiet})
+    config = replace(TINY_WAVLM, **quiet)
     torch.manual_seed(0)
     write_ssl(config, SslEncoder(config).state_dict(), model)
     masks = {'mask_time_prob': 0, 'mask_feature_prob': 0, 'finetune_mask_time_prob': 0}

@@ -1,11 +1,14 @@
 """Training samples, the pair sampler and the two frameworks of papers/nawsv (spec 1, 2.7, 2.8, 5)."""
 
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from recipes import TINY_WAVLM
 
 from shared.augmentations.augment import augment_in_turn
 from shared.datasets.items import DataError, Utterances, collate
@@ -14,7 +17,6 @@ from shared.datasets.reading import AudioReader
 from shared.datasets.rirs import Rirs
 from shared.losses.aam_topk import AamSoftmaxTopK
 from shared.models.adapters import AdapterSettings
-from shared.models.ssl_config import SslConfig
 from shared.models.ssl_encoder import SpanMasks, SslEncoder, SslOutput
 
 RATE = 16000
@@ -180,13 +182,44 @@ def test_reference_is_the_second_crop_without_its_noise(nawsv, audio):
 
 def test_unreadable_utterance_of_a_pair_is_replaced_by_its_own_speaker(nawsv, audio):
     utterances, musan, _ = audio
-    utterances = utterances.select([0, 1, 2, 3, 0, 1])
+    utterances = utterances.select([0, 1, 2, 3, 0, 0])
     utterances.speakers[:] = [0, 0, 1, 1, 0, 0]
     utterances.path(1).write_bytes(b'')
     pairs = nawsv.data.PairSet(utterances, musan, ARGS, seed=0)
     sample = pairs[1, 0, 1]
-    assert sample.label == 0 and sample.index in (0, 4)
+    assert sample.label == 0 and sample.index in (0, 4, 5)
     assert sample.skipped and '1.wav' in sample.skipped[0]
+
+
+def test_bad_utterance_of_a_speaker_without_others_does_not_end_the_run(nawsv, audio):
+    utterances, musan, _ = audio
+    utterances.path(1).write_bytes(b'')
+    sample = nawsv.data.PairSet(utterances, musan, ARGS, seed=0)[1, 0, 1]  # speaker 0 has but two
+    assert sample.label == 1 and sample.index in (2, 3) and '1.wav' in sample.skipped[0]
+
+
+@pytest.mark.parametrize('replayed', [False, True])
+def test_teacher_hears_the_second_utterance_clean_unless_the_slip_is_replayed(
+    nawsv, audio, replayed
+):
+    utterances, musan, _ = audio
+    batch = collate([nawsv.data.PairSet(utterances, musan, ARGS, seed=0)[1, 0, 1]])
+    heard = []
+
+    class Recorder(torch.nn.Module):
+        def forward(self, *waves):
+            heard.extend(waves)
+            return {'loss': torch.zeros((), requires_grad=True)}
+
+    meters = SimpleNamespace(update=lambda losses: None)
+    loop = SimpleNamespace(batches=lambda title: [batch], meters=meters, means=dict)
+    optimizer = SimpleNamespace(zero_grad=lambda set_to_none: None, step=lambda: None)
+    args = {'device': 'cpu', 'amp': False, 'noisy_reference': replayed, 'warmup_lr': 1.0}
+    nawsv.train.warmup_epoch('x', loop, Recorder(), optimizer, args)
+    clean, noisy, reference = heard
+    assert torch.equal(clean, batch['waves'][:, 0])
+    assert not torch.equal(noisy, batch['waves'][:, 1])
+    assert torch.equal(reference, noisy if replayed else batch['waves'][:, 1])
 
 
 def test_labelled_crops_are_augmented_as_told_and_grow_with_the_margin(nawsv, audio):
@@ -214,19 +247,7 @@ def test_samples_depend_on_seed_epoch_and_utterance_alone(nawsv, audio):
 
 # --- the frameworks
 
-CONFIG = SslConfig(
-    'wavlm',
-    layers=2,
-    width=16,
-    heads=2,
-    ffn_width=32,
-    conv_channels=(8,) * 7,
-    position_kernel=8,
-    position_groups=2,
-    dropout=0.0,
-    attention_dropout=0.0,
-    layer_drop=0.0,
-)
+CONFIG = replace(TINY_WAVLM, dropout=0.0, attention_dropout=0.0, layer_drop=0.0)
 
 
 @pytest.fixture
@@ -344,8 +365,8 @@ def test_margin_set_on_the_criterion_changes_the_loss(finetuning):
     assert finetuning(waves()[0], torch.arange(4))['loss'] > before + 0.5
 
 
-def test_replayed_slips_change_what_they_name(nawsv, warmup):
-    """Q2 is in `systems.POSITIONS`: every entry the released code forgets, and no other."""
+def test_positions_name_what_the_released_code_forgets_and_nothing_else(nawsv, warmup):
+    """Q2; that `fresh` entries stay as initialised is a test of `ssl_encoder`."""
     student = warmup().student
     forgotten = [n for n in student.state_dict() if n.startswith(nawsv.systems.POSITIONS)]
     assert len(forgotten) == 6 and all('layers' not in name for name in forgotten)

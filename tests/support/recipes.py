@@ -13,8 +13,38 @@ from typing import Any
 
 import torch
 
+from shared.datasets import demo
+from shared.models.ssl_config import SslConfig
+
 ROOT = Path(__file__).parents[2]
 TORCHRUN = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
+
+TINY_WAVLM = SslConfig(
+    'wavlm',
+    layers=2,
+    width=16,
+    heads=2,
+    ffn_width=32,
+    conv_channels=(8,) * 7,
+    position_kernel=8,
+    position_groups=2,
+)
+
+
+def small_corpus(folder):
+    """A demo corpus of twelve speakers with four utterances each."""
+    return demo.make(
+        folder,
+        train_speakers=6,
+        valid_speakers=3,
+        test_speakers=3,
+        videos=2,
+        utterances_per_video=2,
+        seconds=(1.2, 2.0),
+        trials=40,
+        musan_files=(4, 9, 4),
+        rooms=3,
+    )
 
 
 @dataclass

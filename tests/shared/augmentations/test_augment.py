@@ -64,7 +64,8 @@ def test_augment_in_turn_scales_each_noise_against_the_mixture_so_far():
         samples.append(sample)
         expected.append(y)
     batch = collate(samples)
-    assert batch['noise_turn'] == [0, 1, 0, 0, 1, 2]
+    assert batch['noise_turns'] == [3, 2, 1]
+    assert batch['noise_row'].tolist() == [0, 2, 3, 0, 3, 3]
     before = batch['waves'].clone()
     out = augment_in_turn(batch)[:, 0].numpy()
     np.testing.assert_allclose(out, expected, atol=1e-4)
@@ -81,6 +82,7 @@ def test_augment_on_a_gpu_never_waits_and_gives_the_same():
     torch.cuda.set_sync_debug_mode('error')
     try:
         out = augment(moved)
+        augment_in_turn(moved)
     finally:
         torch.cuda.set_sync_debug_mode('default')
     scale = np.abs(expected).max()
