@@ -1,13 +1,14 @@
 """Everything in a training loop that is not the algorithm."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
 from tqdm import tqdm
 
 from shared import ddp
-from shared.checkpoint import Checkpoint
+from shared.checkpoint import Checkpoint, write
 from shared.datasets.loading import SkippedFiles
 from shared.meters import Meters, Progress
 
@@ -109,3 +110,28 @@ class Loop(Checkpoint):
             tqdm.write(f'{split} epoch {step}: {line}')
         logger.log_metrics({f'{split}/{name}': value for name, value in metrics.items()}, step)
         logger.curves()
+
+    def finish(self, summary: dict[str, Any] | None = None) -> None:
+        """As of `Checkpoint`; rank 0 also says how many files were skipped or converted."""
+        super().finish(summary)
+        if ddp.is_main() and (self.skipped.files or self.skipped.converted):
+            tqdm.write(f'{self.folder}: {self.skipped.summary()}')
+
+    def export(self, states: Callable[[], Mapping[str, Mapping[str, Tensor]]]) -> dict[str, Path]:
+        """Puts the chosen epoch's weights into the framework and ends the phase.
+
+        Args:
+            states: called afterwards: what the phase hands on, as kind -> state of that network.
+
+        Returns:
+            The file <kind>.pt of each in the folder; written once, by rank 0.
+        """
+        self.load_best()
+        found = states()
+        files = {kind: self.folder / f'{kind}.pt' for kind in found}
+        if not self.finished:
+            if ddp.is_main():
+                for kind, state in found.items():
+                    write(state, files[kind])
+            self.finish({'epochs': len(self.history)})
+        return files

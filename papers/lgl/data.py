@@ -8,12 +8,13 @@ import numpy as np
 from shared import ddp
 from shared.augmentations.reverb import power_db_gain, unit_energy
 from shared.datasets import demo, voxceleb
+from shared.datasets.crops import CropSet, shuffled_loader
 from shared.datasets.items import DataError, Sample
-from shared.datasets.loading import train_loader, whole_files, with_substitute
+from shared.datasets.loading import whole_files
 from shared.datasets.musan import Musan
 from shared.datasets.reading import AudioReader
 from shared.datasets.rirs import Rirs
-from shared.datasets.samplers import ShuffledBatches, sample_rng
+from shared.datasets.samplers import sample_rng
 from shared.datasets.trial_files import TrialFiles, drawn_trials, training_list
 from shared.files import write_text
 
@@ -21,7 +22,7 @@ CATEGORIES = ('noise', 'speech', 'music')
 VALID_TRIALS = 20000  # drawn of each kind when there is no validation list
 
 
-class ContrastiveSet:
+class ContrastiveSet(CropSet):
     """Stage I: two crops of an utterance that do not overlap, in three views.
 
     Views are (crop 0, profile 0), (crop 1, profile 0), (crop 1, profile 1); a profile is a room, a
@@ -29,25 +30,17 @@ class ContrastiveSet:
     """
 
     def __init__(self, utterances, musan, rirs, args):
-        self.utterances, self.musan, self.rirs = utterances, musan, rirs
-        self.reader = AudioReader()
-        self.crop, self.seed = args['contrastive_crop'], args['rand_seed']
-        self.gain = args['rir_gain']
+        super().__init__(utterances, args['rand_seed'])
+        self.musan, self.rirs = musan, rirs
+        self.size, self.gain = args['contrastive_crop'], args['rir_gain']
         self.snr = {name: args[f'snr_{name}'] for name in CATEGORIES}
-
-    def __len__(self):
-        return len(self.utterances)
-
-    def __getitem__(self, key):
-        epoch, index = key
-        return with_substitute(lambda i: self.sample(epoch, i), index, len(self))
 
     def sample(self, epoch, index):
         """One utterance, a function of (seed, epoch, index) alone."""
         rng = sample_rng(self.seed, epoch, index)
         with self.reader.open(self.utterances.path(index)) as audio:
             starts = self.two_starts(audio.length, rng)
-            crops = [audio.read(start, self.crop) for start in rng.permutation(starts)]
+            crops = [audio.read(start, self.size) for start in rng.permutation(starts)]
         sample = Sample(np.stack([crops[0], crops[1], crops[1]]), label=-1, index=index)
         for views in ((0, 1), (2,)):
             self.add_profile(sample, views, rng)
@@ -56,9 +49,9 @@ class ContrastiveSet:
 
     def two_starts(self, length, rng):
         """Crops with a gap of at least one sample; short files are wrapped around to fit."""
-        slack = max(length - 2 * self.crop, 2)
+        slack = max(length - 2 * self.size, 2)
         first, second = np.sort(rng.choice(slack, size=2, replace=False))
-        return [int(first), int(second) + self.crop]
+        return [int(first), int(second) + self.size]
 
     def add_profile(self, sample, views, rng):
         gain, category = rng.uniform(*self.gain), rng.choice(CATEGORIES)
@@ -69,11 +62,11 @@ class ContrastiveSet:
             sample.rirs += [(view, rir) for view in views]
         if p >= 0.25:  # the file is shared, its crop is drawn for each view
             for view in views:
-                noise = self.musan.crop(category, self.crop, rng, file=file)
+                noise = self.musan.crop(category, self.size, rng, file=file)
                 sample.noises.append((view, noise, snr))
 
 
-class LabelledCrops:
+class LabelledCrops(CropSet):
     """Stage II: one crop and its pseudo-label; room and noise are drawn independently.
 
     `phase` numbers the T and L phases: each draws anew, so that a gate never judges the very
@@ -81,27 +74,17 @@ class LabelledCrops:
     """
 
     def __init__(self, utterances, labels, musan, rirs, args, phase=1):
-        self.utterances, self.labels = utterances, labels
-        self.musan, self.rirs = musan, rirs
-        self.reader = AudioReader()
-        self.crop, self.seed, self.phase = args['crop_size'], args['rand_seed'], phase
+        super().__init__(utterances, args['rand_seed'])
+        self.labels, self.musan, self.rirs = labels, musan, rirs
+        self.size, self.phase = args['crop_size'], phase
         self.reverb_prob, self.noise_prob = args['reverb_prob'], args['noise_prob']
         self.babble = args['babble']
         self.snr = {name: args[f'snr_{name}'] for name in CATEGORIES}
 
-    def __len__(self):
-        return len(self.utterances)
-
-    def __getitem__(self, key):
-        epoch, index = key
-        return with_substitute(lambda i: self.sample(epoch, i), index, len(self))
-
     def sample(self, epoch, index):
         """One utterance, a function of (seed, phase, epoch, index) alone."""
         rng = sample_rng(self.seed, epoch, index, self.phase)
-        with self.reader.open(self.utterances.path(index)) as audio:
-            start = int(rng.integers(max(audio.length - self.crop, 0) + 1))
-            wave = audio.read(start, self.crop)
+        wave = self.crop(index, self.size, rng)
         sample = Sample(wave[None], label=int(self.labels[index]), index=index)
         if rng.random() < self.reverb_prob:
             sample.rirs.append((0, unit_energy(self.rirs.draw(rng))))
@@ -112,10 +95,9 @@ class LabelledCrops:
 
     def add_noise(self, sample, rng):
         category = rng.choice(CATEGORIES)
-        files = len(self.musan.files[category])
         count = int(rng.integers(self.babble[0], self.babble[1] + 1)) if category == 'speech' else 1
-        for file in rng.choice(files, size=min(count, files), replace=False):
-            noise = self.musan.crop(category, self.crop, rng, file=file)
+        for file in self.musan.pick(category, rng, count):
+            noise = self.musan.crop(category, self.size, rng, file=file)
             sample.noises.append((0, noise, rng.uniform(*self.snr[category])))
 
 
@@ -179,8 +161,7 @@ class Corpus:
 
     def _loader(self, data, batch_size, phase=0):
         seed = self.args['rand_seed'] + phase
-        sampler = ShuffledBatches(len(data), batch_size, seed, ddp.rank(), ddp.world_size())
-        return train_loader(data, sampler, self.args['num_workers'])
+        return shuffled_loader(data, batch_size, seed, self.args['num_workers'])
 
 
 def trial_lists(args):

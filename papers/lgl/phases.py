@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-from tqdm import tqdm
-
 from evaluation import score
-from shared import ddp
 from shared.loop import Loop
 from train import validate
 
@@ -49,7 +46,5 @@ def finish(name, loop, encoder, corpus, table, args):
         row['epochs'] = len(loop.history)
         row['selected %'] = loop.history[loop.best['epoch'] - 1].get('selected')
         loop.finish(row)
-        if ddp.is_main() and (loop.skipped.files or loop.skipped.converted):
-            tqdm.write(f'{name}: {loop.skipped.summary()}')
     table.append(loop.summary)
     return loop.folder / 'best.pt'

@@ -1,17 +1,14 @@
 """What is made from the corpora once, and the conditions a system is tested in."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from preprocessing import noisy_test_sets, split_musan
 from shared import ddp
-from shared.datasets import demo, voxceleb
+from shared.datasets import demo
 from shared.datasets.demo_nonspeech import make_nonspeech
-from shared.datasets.trial_files import TrialFiles, drawn_trials
-from shared.demo_ssl.model import make as small_wavlm
-
-VALID_TRIALS = 20000  # drawn of each kind when there is no validation list
+from shared.datasets.trial_files import TrialFiles, trial_lists, validation_files
+from shared.demo_ssl import model
 
 
 class Condition(NamedTuple):
@@ -28,19 +25,11 @@ def use_demo_corpus(args):
     The trials are those of the smallest list, 20 unseen speakers: each condition scores them.
     """
     root = Path(args['path_scripts']).parents[1] / args['path_demo']
-    if ddp.is_main():
-        demo.make(root)
-    ddp.barrier()
     corpus = demo.make(root)
     nonspeech = make_nonspeech(root / 'Nonspeech100')
-    pretrained = small_wavlm(root / 'models' / 'wavlm_small', corpus, device=args['device'])
+    pretrained = model.make(root / 'models' / 'wavlm_small', corpus, device=args['device'])
     if ddp.is_main():
-        found = json.loads((pretrained / 'pretraining.json').read_text())['probe']
-        print(
-            'small WavLM, EER % of a linear probe on unseen speakers: '
-            f'{found["pretrained"]["eer"]:.2f} pre-trained, {found["random"]["eer"]:.2f} as initialised',
-            flush=True,
-        )
+        print(model.describe(pretrained), flush=True)
     args.update(
         path_ssl=str(pretrained),
         path_train=str(corpus.train),
@@ -73,9 +62,9 @@ def prepare(args):
     # Q17: seeded for each file, resumed when interrupted
     workers = args['num_workers']
     musan_train, musan_test = split_musan(args['path_musan'], args['path_musan_split'], workers)
-    first, *others = [voxceleb.read_trials(path, args['path_test']) for path in args['trials_test']]
+    first, *others = trial_lists(args['trials_test'], args['path_test'], **loading(args))
     roots = noisy_test_sets(
-        first.files,
+        first.trials.files,
         args['path_test'],
         args['path_noisy'],
         musan_test,
@@ -85,12 +74,13 @@ def prepare(args):
         exact_snr=args['exact_snr'],
         workers=workers,
     )
-    tests = {'clean': Condition(trial_files(first, args['path_test'], args))}
+    tests = {'clean': Condition(first)}
     for name, root in roots.items():
         noise, snr = name.rsplit('_', 1)
-        tests[name] = Condition(trial_files(first, root, args), noise, int(snr))
-    for trials in others:
-        tests[trials.name] = Condition(trial_files(trials, args['path_test'], args))
+        files = TrialFiles(first.trials, root, **loading(args))
+        tests[name] = Condition(files, noise, int(snr))
+    for files in others:
+        tests[files.trials.name] = Condition(files)
     return musan_train, tests
 
 
@@ -98,15 +88,11 @@ def validation_list(tests, args):
     """The list that every epoch is scored on; only `selection` lets it choose anything."""
     if args['selection'] != 'valid':
         return tests['clean'].files
-    root, given = args['path_valid'], args['trials_valid']
-    if given:
-        return trial_files(voxceleb.read_trials(given, root), root, args)
     kept = Path(args['path_log']) / 'lists' / 'valid_trials.txt'
-    return trial_files(drawn_trials(root, kept, VALID_TRIALS, args['seeds'][0]), root, args)
+    given, seed = args['trials_valid'], args['seeds'][0]
+    return validation_files(args['path_valid'], given, kept, seed=seed, **loading(args))
 
 
-def trial_files(trials, root, args):
-    """Trials with the loader of their files below a root."""
-    return TrialFiles(
-        trials, root, budget_seconds=args['eval_seconds'], workers=args['num_workers']
-    )
+def loading(args):
+    """How the files of a list are read."""
+    return {'budget_seconds': args['eval_seconds'], 'workers': args['num_workers']}

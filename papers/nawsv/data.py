@@ -4,9 +4,10 @@ import numpy as np
 
 from shared import ddp
 from shared.augmentations.reverb import unit_energy
+from shared.datasets.crops import CropSet, shuffled_loader
 from shared.datasets.items import DataError, Sample
 from shared.datasets.loading import train_loader, with_substitute
-from shared.datasets.musan import Musan
+from shared.datasets.musan import Musan, NoiseRange
 from shared.datasets.reading import AudioReader
 from shared.datasets.rirs import Rirs
 from shared.datasets.samplers import ShuffledBatches, sample_rng
@@ -16,41 +17,25 @@ NOISES = (('noise',), ('speech',), ('music',), ('speech', 'music'))  # equally l
 PAIR_ATTEMPTS = 10
 
 
-class Crops:
-    """What the samples of both phases share: random crops and MUSAN noise (spec 2.2, 2.4)."""
+class NoisyCrops(CropSet):
+    """What the samples of both phases share: crops and MUSAN noise (spec 2.2, 2.4)."""
 
     def __init__(self, utterances, musan, args, seed):
-        self.utterances, self.musan, self.seed = utterances, musan, seed
-        self.reader = AudioReader()
-        self.snr, self.babble = args['snr'], args['babble']
-
-    def __len__(self):
-        return len(self.utterances)
-
-    def crop(self, index, size, rng):
-        """`size` samples from anywhere in an utterance; short files are wrapped around."""
-        with self.reader.open(self.utterances.path(index)) as audio:
-            start = int(rng.integers(max(audio.length - size, 0) + 1))
-            return audio.read(start, size)
+        super().__init__(utterances, seed)
+        self.musan = musan
+        self.ranges = {
+            'noise': NoiseRange(args['snr']),
+            'speech': NoiseRange(args['snr'], args['babble']),
+            'music': NoiseRange(args['snr']),
+        }
 
     def noises(self, kind, view, size, rng):
         """The noises of NOISES[kind]; each is meant for the mixture of those before it."""
-        return [
-            (view, self.noise(category, size, rng), float(rng.uniform(*self.snr)))
-            for category in NOISES[kind]
-        ]
-
-    def noise(self, category, size, rng):
-        """One file, or the mean of several speakers: babble."""
-        files = len(self.musan.files[category])
-        low, high = self.babble if category == 'speech' else (1, 1)
-        count = min(int(rng.integers(low, high + 1)), files)
-        chosen = rng.choice(files, size=count, replace=False)
-        crops = [self.musan.crop(category, size, rng, file=file) for file in chosen]
-        return np.mean(crops, axis=0, dtype=np.float32)
+        drawn = self.musan.noises(NOISES[kind], size, rng, self.ranges)
+        return [(view, noise, snr) for noise, snr in drawn]
 
 
-class PairSet(Crops):
+class PairSet(NoisyCrops):
     """Warm-up: clean crops of two utterances of a speaker, and noise for the second (spec 2.7)."""
 
     def __init__(self, utterances, musan, args, seed):
@@ -89,7 +74,7 @@ class PairSet(Crops):
         return sample
 
 
-class LabelledCrops(Crops):
+class LabelledCrops(NoisyCrops):
     """Fine-tuning: one crop and its speaker; with probability DA_p noise or a room (spec 2.8)."""
 
     def __init__(self, utterances, musan, rirs, args, seed):
@@ -97,10 +82,6 @@ class LabelledCrops(Crops):
         self.rirs, self.augmented = rirs, args['DA_p']
         self.size, self.large_size = args['crop_size'], args['large_crop_size']
         self.large_after = args['large_margin_epoch']
-
-    def __getitem__(self, key):
-        epoch, index = key
-        return with_substitute(lambda i: self.sample(epoch, i), index, len(self))
 
     def sample(self, epoch, index):
         """One utterance, a function of (seed, epoch, index) alone."""
@@ -220,7 +201,4 @@ class Corpus:
         """Fine-tuning: (B, 1, L) waves with speakers."""
         args = self.args
         data = LabelledCrops(self.train, self.musan, self.rirs, args, seed + 1)
-        sampler = ShuffledBatches(
-            len(data), args['batch_size'], seed + 1, ddp.rank(), ddp.world_size()
-        )
-        return train_loader(data, sampler, args['num_workers'])
+        return shuffled_loader(data, args['batch_size'], seed + 1, args['num_workers'])

@@ -6,8 +6,9 @@ and through the linear head E-APN. Fine-tuning: speech -> student -> back-end ->
 
 import torch
 
-from losses import hint_loss, weighted_mean
 from shared.framework import Framework
+from shared.losses.class_weights import weighted_mean
+from shared.losses.hint import hint_loss
 
 
 class WarmUp(Framework):
@@ -36,7 +37,8 @@ class WarmUp(Framework):
         """Losses of N pairs: clean (N, L) of one utterance, the other noisy and as reference."""
         count = len(clean)
         student_states, teacher_states = self.states(clean, noisy, reference)
-        hint = hint_loss(student_states, teacher_states, self.hint_lambda)  # spec 4.1
+        # state 0, the input of the first layer, is not compared (spec 4.1)
+        hint = hint_loss(student_states[1:], teacher_states[1:], self.hint_lambda)
 
         s1, s2 = self.head(student_states).split(count)  # two calls: the head's batch statistics
         t1, t2 = self.head(teacher_states).split(count)  # of student and teacher are apart

@@ -1,23 +1,10 @@
-"""Hint loss and E-APN of phase 1, class weighting of phase 2 (spec nawsv 4)."""
+"""E-APN, by which the warm-up keeps speakers apart (spec nawsv 4.2)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared import ddp
-
-
-def hint_loss(student_states, teacher_states, hint_lambda):
-    """L_hint = m_N + lambda * sum of m_1 .. m_(N-1) (spec 4.1).
-
-    m_l is the mean squared difference of states l (B, T, D); state 0, the input of the first layer,
-    is not compared. Masked frames count.
-    """
-    hints = []
-    for student, teacher in list(zip(student_states, teacher_states, strict=True))[1:]:
-        dtype = torch.promote_types(student.dtype, torch.float32)  # bf16 would lose the difference
-        hints.append(F.mse_loss(student.to(dtype), teacher.to(dtype)))
-    return hints[-1] + hint_lambda * sum(hints[:-1])
 
 
 class EApn(nn.Module):
@@ -55,18 +42,3 @@ class EApn(nn.Module):
 
     def _unit(self, embeddings: Tensor) -> Tensor:
         return F.normalize(embeddings.to(self.w.dtype), eps=1e-8)
-
-
-def class_weights(labels: Tensor, classes: int) -> Tensor:
-    """alpha_c = N_total / n_c (C,) of the labels of all training files (spec 2.1)."""
-    return len(labels) / torch.bincount(labels, minlength=classes).clamp(min=1)
-
-
-def weighted_mean(losses: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """sum(alpha_y * l) / sum(alpha_y) over the samples of all ranks (spec 4.4).
-
-    This rank's sum is divided by the global sum of weights and multiplied by the number of ranks,
-    because DDP will average.
-    """
-    alpha = weights[labels]
-    return (alpha * losses).sum() * ddp.world_size() / ddp.all_reduce(alpha.sum())

@@ -26,13 +26,14 @@ from conditions import needed_paths, prepare, use_demo_corpus, validation_list
 from data import Corpus
 from evaluation import results, score
 from framework import FineTuning, WarmUp
-from losses import EApn, class_weights
+from losses import EApn
 from phases import end_epoch, finish, loop_of
 from shared import ddp, log
 from shared.checkpoint import once
 from shared.errors import UserError
 from shared.files import require_paths
 from shared.losses.aam_topk import AamSoftmaxTopK
+from shared.losses.class_weights import class_weights
 from shared.seed import set_seed
 from systems import backend_of, head_of, student_in, student_of, system_of, teacher_of
 

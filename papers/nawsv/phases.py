@@ -2,11 +2,7 @@
 
 from pathlib import Path
 
-from tqdm import tqdm
-
 from published import to_published
-from shared import ddp
-from shared.checkpoint import write
 from shared.loop import Loop
 from train import validate
 
@@ -32,17 +28,9 @@ def end_epoch(title, epoch, metrics, loop, student, head, corpus, logger, args):
 
 
 def finish(loop, framework):
-    """Ends a phase at its chosen epoch; writes its networks as the authors name their entries.
+    """Ends a phase at its chosen epoch; returns its files, named and laid out as the authors'."""
 
-    Returns the files.
-    """
-    loop.load_best()
-    files = {kind: loop.folder / f'{kind}.pt' for kind in framework.networks()}
-    if not loop.finished:
-        if ddp.is_main():
-            for kind, state in framework.networks().items():
-                write(to_published(kind, state), files[kind])
-            if loop.skipped.files or loop.skipped.converted:
-                tqdm.write(f'{loop.folder}: {loop.skipped.summary()}')
-        loop.finish({'epochs': len(loop.history)})
-    return list(files.values())
+    def states():
+        return {kind: to_published(kind, state) for kind, state in framework.networks().items()}
+
+    return list(loop.export(states).values())

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import torch
 
-from models import BackEnd, LinearHead
 from published import read
 from shared.checkpoint import load_weights
 from shared.errors import UserError
 from shared.models.adapters import AdapterSettings
+from shared.models.ssl_backends import EcapaBackEnd, LinearBackEnd
 from shared.models.ssl_checkpoints import read_ssl, ssl_encoder
 from shared.models.ssl_encoder import SpanMasks
 
@@ -57,12 +57,12 @@ def masks_of(args, phase):
 
 def head_of(args, student):
     """The linear head of the warm-up."""
-    return LinearHead(student.layers + 1, student.width, args['embed_size'])
+    return LinearBackEnd(student.layers + 1, student.width, args['embed_size'])
 
 
 def backend_of(args, student):
     """The ECAPA-TDNN of the fine-tuning."""
-    return BackEnd(
+    return EcapaBackEnd(
         student.layers + 1,
         student.width,
         args['embed_size'],

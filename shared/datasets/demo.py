@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from shared import ddp
 from shared.datasets.demo_parts import Utterance, plan, write_parts
 from shared.datasets.demo_settings import Difficulty, Settings
 from shared.errors import UserError
@@ -67,7 +68,7 @@ def make(
     """Builds the corpus below `root`, or returns at once where it is complete (design 4.5).
 
     An interrupted build is finished by the next call with the same settings, which
-    `demo_settings.Settings` describes. Audio is 16 kHz mono PCM-16.
+    `demo_settings.Settings` describes. Audio is 16 kHz mono PCM-16. Rank 0 builds, the others wait.
 
     Raises:
         UserError: impossible settings, or `root` holds a corpus of other settings or other data.
@@ -86,8 +87,9 @@ def make(
         difficulty=difficulty,
     )
     corpus = corpus_at(Path(root).absolute(), settings)
-    if not is_complete(corpus, settings):
+    if ddp.is_main() and not is_complete(corpus, settings):
         build(corpus, settings, processes)
+    ddp.barrier()
     return corpus
 
 

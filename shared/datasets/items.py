@@ -115,7 +115,9 @@ class Sample:
     """One training utterance as a worker read it; mixing is left to the device (design 4.2).
 
     `waves` (V, L) float32 clean crops. `noises`: (view, noise (L,), SNR in dB), several of one view
-    make babble, or are added in turn (`augmentations.augment` has both). `rirs`: (view, response (K,)) already scaled, at most one a view. `skipped`: why
+    make babble, or are added in turn (`augmentations.augment` has both). `rirs`: (view, response
+    (K,)) already scaled. `clips`: (view, part of its extremes that clipping leaves, 0 to 1).
+    `gains`: (view, factor of each sample (L,)). At most one a view of these three. `skipped`: why
     other utterances were passed over. `converted`: what was resampled or mixed to mono.
     """
 
@@ -124,16 +126,20 @@ class Sample:
     index: int
     noises: list[tuple[int, np.ndarray, float]] = field(default_factory=list)
     rirs: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    clips: list[tuple[int, float]] = field(default_factory=list)
+    gains: list[tuple[int, np.ndarray]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     converted: Counter = field(default_factory=Counter)
 
 
 def collate(samples: list[Sample]) -> dict:
-    """Batch of samples: clean waves, and the noises and responses with the row they belong to.
+    """Batch of samples: clean waves, and what to do to them with the row it belongs to.
 
     Returns waves (B, V, L), labels (B,), index (B,); noise (M, L), noise_row (M,), noise_snr (M,) in
-    dB, in turns: first noises of all rows, then second ones, ..., noise_turns of each (numbers); rir (R, K), zero-padded to the longest and cut at L, rir_row (R,); skipped, converted.
-    Row b * V + v is view v of utterance b. M and R may be 0.
+    dB, in turns: first noises of all rows, then second ones, ..., noise_turns of each (numbers);
+    rir (R, K), zero-padded to the longest and cut at L, rir_row (R,); clip_ratio, clip_row (P,);
+    gain (G, L), gain_row (G,); skipped, converted. Row b * V + v is view v of utterance b. M, R, P
+    and G may be 0.
     """
     views, length = samples[0].waves.shape
     noises = [(b * views + v, x, snr) for b, s in enumerate(samples) for v, x, snr in s.noises]
@@ -144,16 +150,22 @@ def collate(samples: list[Sample]) -> dict:
     rir = torch.zeros(len(rirs), taps)
     for line, (_, h) in zip(rir.numpy(), rirs):
         line[: len(h)] = h
+    clips = [(b * views + v, ratio) for b, s in enumerate(samples) for v, ratio in s.clips]
+    gains = [(b * views + v, gain) for b, s in enumerate(samples) for v, gain in s.gains]
     return {
         'waves': _stack([s.waves for s in samples], (views, length)),
         'labels': torch.tensor([s.label for s in samples], dtype=torch.int64),
         'index': torch.tensor([s.index for s in samples], dtype=torch.int64),
         'noise': _stack([x for _, x, _ in noises], (length,)),
-        'noise_row': torch.tensor([row for row, _, _ in noises], dtype=torch.int64),
+        'noise_row': _rows(noises),
         'noise_snr': torch.tensor([snr for _, _, snr in noises], dtype=torch.float32),
         'noise_turns': [turns.count(turn) for turn in range(max(turns, default=-1) + 1)],
         'rir': rir,
-        'rir_row': torch.tensor([row for row, _ in rirs], dtype=torch.int64),
+        'rir_row': _rows(rirs),
+        'clip_ratio': torch.tensor([ratio for _, ratio in clips], dtype=torch.float32),
+        'clip_row': _rows(clips),
+        'gain': _stack([gain for _, gain in gains], (length,)),
+        'gain_row': _rows(gains),
         'skipped': [message for s in samples for message in s.skipped],
         'converted': sum((s.converted for s in samples), Counter()),
     }
@@ -175,6 +187,11 @@ def _turns(rows: list[int]) -> list[int]:
         turns.append(seen[row])
         seen[row] += 1
     return turns
+
+
+def _rows(entries: Sequence[tuple]) -> torch.Tensor:
+    """int64 (len(entries),): the row that each begins with."""
+    return torch.tensor([row for row, *_ in entries], dtype=torch.int64)
 
 
 def _stack(arrays: list[np.ndarray], shape: tuple[int, ...]) -> torch.Tensor:

@@ -5,7 +5,8 @@ Layouts: `{noise,speech,music}/<subset>/<stem>.wav` as distributed, one folder d
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from wave import open as open_wav
 
@@ -20,6 +21,17 @@ from shared.files import replacing
 
 CATEGORIES = ('noise', 'speech', 'music')
 PIECE, HOP = 80000, 48000  # samples at 16 kHz: 5 s pieces, one every 3 s
+
+
+@dataclass(frozen=True)
+class NoiseRange:
+    """What is drawn for noise of one category, uniformly, both bounds included.
+
+    `snr` in dB; `files`: how many are averaged, several of 'speech' make babble.
+    """
+
+    snr: tuple[float, float]
+    files: tuple[int, int] = (1, 1)
 
 
 class Musan:
@@ -65,9 +77,34 @@ class Musan:
         """
         files = self.files[category]
         name = files[rng.integers(len(files)) if file is None else file]
-        with self.reader.open(self.root / os.fsdecode(name)) as audio:
-            start = int(rng.integers(max(audio.length - length, 0) + 1))
-            return audio.read(start, length)
+        return self.reader.crop(self.root / os.fsdecode(name), length, rng)
+
+    def noises(
+        self,
+        categories: Sequence[str],
+        length: int,
+        rng: np.random.Generator,
+        ranges: Mapping[str, NoiseRange],
+    ) -> list[tuple[np.ndarray, float]]:
+        """One noise a category, in that order: (float32 (length,), SNR in dB) each.
+
+        To be added in turn, each against the mixture so far (`augmentations.augment_in_turn`). A
+        noise is the mean of crops of different files (spec nawsv 2.4, oskdft 2.3).
+
+        Args:
+            categories: of 'noise', 'speech' and 'music'.
+            length: samples.
+            rng: where the number of files, the files, their crops and the SNR are drawn from.
+            ranges: what to draw from, by category.
+        """
+        noises = []
+        for category in categories:
+            low, high = ranges[category].files
+            files = self.pick(category, rng, int(rng.integers(low, high + 1)))
+            crops = [self.crop(category, length, rng, file=file) for file in files]
+            noise = np.stack(crops).mean(axis=0, dtype=np.float32)
+            noises.append((noise, float(rng.uniform(*ranges[category].snr))))
+        return noises
 
 
 def categories_folder(path: str | Path) -> Path:

@@ -41,6 +41,18 @@ class AudioReader:
         """
         return Audio(self, path, channel)
 
+    def crop(self, path: str | Path, length: int, rng: np.random.Generator) -> np.ndarray:
+        """`length` samples of a file, float32 (length,), their start uniform over all there are.
+
+        A shorter file is repeated from its first sample on.
+
+        Raises:
+            AudioError: as `open` and `Audio.read`.
+        """
+        with self.open(path) as audio:
+            start = int(rng.integers(max(audio.length - length, 0) + 1))
+            return audio.read(start, length)
+
     def take_converted(self) -> Counter:
         """What was converted since the last call, by kind; the count starts again."""
         taken, self.converted = self.converted, Counter()

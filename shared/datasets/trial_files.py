@@ -6,6 +6,7 @@ so that all have the same.
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from shared.datasets import voxceleb
 from shared.datasets.items import Trials, Utterances
 from shared.datasets.loading import whole_files
 from shared.datasets.reading import Audio, AudioReader, durations
+
+VALID_TRIALS = 20000  # drawn of each kind where there is no validation list
 
 
 class TrialFiles:
@@ -129,3 +132,50 @@ def drawn_trials(root: str | Path, kept: str | Path, count: int, seed: int) -> T
         voxceleb.write_trials(drawn, kept)
     ddp.barrier()
     return voxceleb.read_trials(kept, root)
+
+
+def trial_lists(
+    lists: Iterable[str | Path], root: str | Path, *, budget_seconds: float, workers: int
+) -> list[TrialFiles]:
+    """Trial lists with the loaders of their files, which are all below one folder.
+
+    Args:
+        lists: of the files of trials.
+        root: see `TrialFiles`, and so the next two.
+        budget_seconds: audio in a batch.
+        workers: loader processes.
+
+    Raises:
+        DataError: as `voxceleb.read_trials`.
+    """
+    read = [voxceleb.read_trials(path, root) for path in lists]
+    return [TrialFiles(t, root, budget_seconds=budget_seconds, workers=workers) for t in read]
+
+
+def validation_files(
+    root: str | Path,
+    given: str | Path | None,
+    kept: str | Path,
+    *,
+    seed: int,
+    budget_seconds: float,
+    workers: int,
+) -> TrialFiles:
+    """The list an epoch is chosen on: a given one, or trials drawn once from a folder of speakers.
+
+    Args:
+        root: folder of speakers, or of the files of the given list.
+        given: list of trials; None: `VALID_TRIALS` of each kind are drawn.
+        kept: where the drawn list is written.
+        seed: of the draw.
+        budget_seconds: see `TrialFiles`.
+        workers: see `TrialFiles`.
+
+    Raises:
+        DataError: as `drawn_trials` and `voxceleb.read_trials`.
+    """
+    if given:
+        trials = voxceleb.read_trials(given, root)
+    else:
+        trials = drawn_trials(root, kept, VALID_TRIALS, seed)
+    return TrialFiles(trials, root, budget_seconds=budget_seconds, workers=workers)

@@ -77,6 +77,15 @@ def make(
     return folder
 
 
+def describe(folder: Path | str) -> str:
+    """What a model of `make` is worth, in one line."""
+    found = json.loads((Path(folder) / RECORD).read_text(encoding='utf-8'))['probe']
+    return (
+        'small WavLM, EER % of a linear probe on unseen speakers: '
+        f'{found["pretrained"]["eer"]:.2f} pre-trained, {found["random"]["eer"]:.2f} as initialised'
+    )
+
+
 def _settings(corpus: DemoCorpus, seed: int, config: SslConfig, recipe: Recipe) -> dict:
     """What the weights depend on, as JSON reads it back."""
     parts = {'config': dataclasses.asdict(config), 'recipe': dataclasses.asdict(recipe)}

@@ -67,7 +67,7 @@ def draw_det(
     axes.add_artist(_symbol_key(axes, p_targets))
     figure.legend(*axes.get_legend_handles_labels(), loc='outside lower center', frameon=False)
     axes.set_title(title, color=INK)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_histogram(
@@ -110,7 +110,7 @@ def draw_histogram(
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(frameon=False)
     axes.set_title(title, color=INK)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def draw_lines(
         handles.append(Line2D([], [], color=INK, linestyle=':', lw=1.1, label=reference_name))
     figure.legend(handles=handles, loc='outside lower center', frameon=False, handlelength=3.5)
     figure.suptitle(title, color=INK)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _thinned(curve: DetCurve) -> tuple[np.ndarray, np.ndarray]:
@@ -282,7 +282,7 @@ def _panel(axes, lines: Sequence[Line], names: Sequence[str]) -> None:
     axes.spines[['top', 'right']].set_visible(False)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     """Writes beside the target and renames, so that a reader sees the old picture or the new one."""
     with replacing(path) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)

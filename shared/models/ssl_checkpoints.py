@@ -50,7 +50,15 @@ from shared.models.ssl_config_files import (
     hugging_face_json,
 )
 from shared.models.ssl_encoder import SslEncoder
-from shared.models.ssl_names import ADAPTER, LAYER, family_of, hugging_face_names, naming_of
+from shared.models.ssl_names import (
+    ADAPTER,
+    family_of,
+    hugging_face_names,
+    kept_layers,
+    layer_of,
+    layers_first,
+    naming_of,
+)
 from shared.models.weights_only import check_is_weights, plain_settings, read_torch_file
 
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')  # the first that is there
@@ -69,7 +77,7 @@ class SslWeights:
 def ssl_encoder(
     path: str | Path,
     *,
-    layers: int | None = None,
+    layers: int | Sequence[int] | None = None,
     adapters: AdapterSettings | None = None,
     masks: SpanMasks | None = None,
     checkpointing: bool = False,
@@ -84,28 +92,32 @@ def ssl_encoder(
 
     Args:
         path: of a folder or file, see `read_ssl`.
-        layers: keep only the first so many layers; None: all.
+        layers: keep only the first so many layers, or those of these numbers, from 0, in this
+            order; None: all.
         adapters: as `SslEncoder`.
         masks: as `SslEncoder`.
         checkpointing: as `SslEncoder`.
-        fresh: such as 'encoder.layers.2.'.
+        fresh: such as 'encoder.layers.2.', the third layer that is kept.
         changes: fields of `SslConfig` to replace, such as dropout=0.0; also those that the file
             does not tell, such as heads=4.
 
     Raises:
-        UserError: as `read_ssl`.
-        ValueError: a prefix in `fresh` that no weight begins with, more `layers` than there are.
+        UserError: as `read_ssl`; or layers that are not there, twice, none, or without the one
+            that owns WavLM's table of positions in front.
+        ValueError: a prefix in `fresh` that no weight begins with.
         TypeError: `changes` names no field of `SslConfig`.
     """
     weights = _read(Path(path), changes)
+    config = replace(weights.config, **changes)
+    kept = kept_layers(layers, config.layers, config.family, str(path))
     encoder = SslEncoder(
-        replace(weights.config, **changes),
-        layers=layers,
+        config,
+        layers=len(kept),
         adapters=adapters,
         masks=masks,
         checkpointing=checkpointing,
     )
-    load_encoder(encoder, weights.state, str(path), fresh=fresh)
+    load_encoder(encoder, layers_first(weights.state, kept), str(path), fresh=fresh)
     return encoder
 
 
@@ -150,7 +162,7 @@ def load_encoder(
     kept = {
         name: tensor
         for name, tensor in state.items()
-        if not name.startswith(tuple(fresh)) and not _is_cut(name, encoder.layers)
+        if not name.startswith(tuple(fresh)) and (layer_of(name) or 0) < encoder.layers
     }
     wanted = {name: tensor for name, tensor in own.items() if not name.startswith(tuple(fresh))}
     _check(kept, wanted, source)
@@ -249,11 +261,6 @@ def _shapes(config: SslConfig) -> dict[str, Tensor]:
     """The state of an encoder of this structure, without memory for it."""
     with torch.device('meta'):
         return SslEncoder(config).state_dict()
-
-
-def _is_cut(name: str, layers: int) -> bool:
-    match = LAYER.match(name)
-    return match is not None and int(match[1]) >= layers
 
 
 def _check(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:

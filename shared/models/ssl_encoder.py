@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.checkpoint import checkpoint
 
-from shared.models.adapters import AdapterSettings
+from shared.models.adapters import AdapterSettings, ParallelAdapter
 from shared.models.masks import frame_mask, masked_mean, zero_padding
 from shared.models.span_masks import SpanMasks, draw_spans
 from shared.models.ssl_config import SslConfig, frame_counts
@@ -75,6 +75,11 @@ class SslEncoder(nn.Module):
     def layers(self) -> int:
         """N, Transformer layers kept."""
         return self.config.layers
+
+    @property
+    def states(self) -> int:
+        """N + 1, hidden states returned."""
+        return self.config.layers + 1
 
     def forward(
         self, waves: Tensor, lengths: Tensor | None = None, adapt: Tensor | None = None
@@ -209,6 +214,8 @@ def _initialise(module: nn.Module) -> None:
         bound = 1 / math.sqrt(module.projection.in_features)
         nn.init.uniform_(module.projection.weight, -bound, bound)
         nn.init.uniform_(module.projection.bias, -bound, bound)
+    elif isinstance(module, ParallelAdapter):
+        module.mute()
     elif isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=INIT_STD)
         if isinstance(module, nn.Linear):

@@ -162,7 +162,8 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     """Transformer layer, norms behind the residual sums or before the blocks (`pre_norm`).
 
-    An adapter runs beside the feed-forward block and reads what that reads (spec nawsv 3.2).
+    An adapter runs beside the feed-forward block and reads what that reads (spec nawsv 3.2), or
+    with `input` 'stream' the sum before its norm (spec oskdft 3.3).
 
     Args:
         config: of the encoder.
@@ -188,10 +189,12 @@ class EncoderLayer(nn.Module):
         """(B, T, D) of x (B, T, D); bias, mask as in `Attention`, adapt (B,) or None."""
         if self.pre_norm:
             x = x + self.dropout(self.attention(self.layer_norm(x), bias, mask))
-            return x + self._feed(self.final_layer_norm(x), adapt)
+            return x + self._feed(self.final_layer_norm(x), x, adapt)
         x = self.layer_norm(x + self.dropout(self.attention(x, bias, mask)))
-        return self.final_layer_norm(x + self._feed(x, adapt))
+        return self.final_layer_norm(x + self._feed(x, x, adapt))
 
-    def _feed(self, x: Tensor, adapt: Tensor | None) -> Tensor:
+    def _feed(self, x: Tensor, stream: Tensor, adapt: Tensor | None) -> Tensor:
         y = self.feed_forward(x)
-        return y if self.adapter is None else y + self.adapter(x, adapt)
+        if self.adapter is None:
+            return y
+        return y + self.adapter(stream if self.adapter.settings.input == 'stream' else x, adapt)

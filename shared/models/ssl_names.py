@@ -5,7 +5,7 @@ torchaudio's models. `shared.models.ssl_encoder` uses the Hugging Face names of 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -146,6 +146,55 @@ def hugging_face_names(
         else:
             named[name] = tensor
     return named
+
+
+def layer_of(name: str) -> int | None:
+    """Number of the Transformer layer, from 0, to which a tensor of `SslEncoder` belongs."""
+    match = LAYER.match(name)
+    return None if match is None else int(match[1])
+
+
+def kept_layers(
+    layers: int | Sequence[int] | None, count: int, family: str, source: str
+) -> list[int]:
+    """Numbers of the layers to keep of `count`, from 0, in order.
+
+    Args:
+        layers: the first so many, or those of these numbers; None: all.
+        count: layers there are.
+        family: as in `SslConfig`.
+        source: what to call the encoder in an error.
+
+    Raises:
+        UserError: a number that is not there, twice, none at all, or a WavLM's without 0 in front.
+    """
+    numbers = range(count) if layers is None else layers
+    numbers = list(range(numbers) if isinstance(numbers, int) else numbers)
+    problem = '' if numbers else 'name at least one'
+    if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(count)):
+        problem = f'it has {count}; number them from 0, none twice'
+    elif numbers and family == 'wavlm' and numbers[0] != 0:
+        problem = "a WavLM's first must be 0, which holds the table of positions for all"
+    if problem:
+        raise UserError(f'{source}: layers {layers}: {problem}')
+    return numbers
+
+
+def layers_first(state: Mapping[str, Tensor], numbers: Sequence[int]) -> dict[str, Tensor]:
+    """The same tensors with some layers renumbered 0, 1, ... and all others behind them.
+
+    Args:
+        state: under the names of `SslEncoder`.
+        numbers: of different layers, from 0, in the order wanted.
+    """
+    others = {layer for layer in map(layer_of, state) if layer is not None} - set(numbers)
+    place = {str(number): i for i, number in enumerate([*numbers, *sorted(others)])}
+    renamed = {}
+    for name, tensor in state.items():
+        if match := LAYER.match(name):
+            name = f'encoder.layers.{place[match[1]]}.{name[match.end() :]}'
+        renamed[name] = tensor
+    return renamed
 
 
 def _prefix(state: Mapping[str, Tensor], source: str) -> str:

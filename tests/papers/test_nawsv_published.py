@@ -1,163 +1,37 @@
 """Files of the authors' layout (spec nawsv 3.5): names, shapes, strictness, same embeddings."""
 
-import importlib
 import re
-import sys
-import types
-from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
+from author_layouts import (
+    backend_keys,
+    drawn,
+    head_keys,
+    modules_of,
+    save,
+    student_keys,
+    their_backend,
+    their_head,
+)
 
 from shared import checkpoint
 from shared.errors import UserError
 from shared.losses.aam_topk import AamSoftmaxTopK
 from shared.models.adapters import AdapterSettings
+from shared.models.ssl_backends import EcapaBackEnd, LinearBackEnd
 from shared.models.ssl_config import HUBERT_BASE, WAVLM_BASE, SslConfig
 from shared.models.ssl_encoder import SslEncoder
-
-NORM = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
-
-
-PAPER = Path(__file__).parents[2] / 'papers' / 'nawsv'
 
 
 @pytest.fixture
 def nawsv(monkeypatch):
-    """The three modules concerned, without all that main.py imports."""
-    modules = ('losses', 'models', 'published')
-    for name in modules:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.syspath_prepend(PAPER)
-    yield types.SimpleNamespace(**{name: importlib.import_module(name) for name in modules})
-    for name in modules:
-        del sys.modules[name]
+    yield from modules_of('nawsv', ('losses', 'published'), monkeypatch)
 
 
-# --- the layout, written down from the spec
+# --- back-end and head
 
-
-def norm(name, size):
-    return {f'{name}.{leaf}': () if leaf == NORM[-1] else (size,) for leaf in NORM}
-
-
-def linear(name, *shape):
-    return {f'{name}.weight': shape, f'{name}.bias': shape[:1]}
-
-
-def head_keys(states=13, width=768, dim=192):
-    return {'w': (states, 1, 1)} | linear('fc1', dim, 2 * width) | norm('bn1', dim)
-
-
-def backend_keys(states=13, width=768, dim=192, c=512, mfa=1536, attention=256, se=128):
-    keys = {'w': (1, states, 1, 1)} | linear('conv1', c, width, 5) | norm('bn1', c)
-    for block in ('layer1', 'layer2', 'layer3'):
-        keys |= linear(f'{block}.conv1', c, c, 1) | norm(f'{block}.bn1', c)
-        for i in range(7):
-            keys |= linear(f'{block}.convs.{i}', c // 8, c // 8, 3)
-            keys |= norm(f'{block}.bns.{i}', c // 8)
-        keys |= linear(f'{block}.conv3', c, c, 1) | norm(f'{block}.bn3', c)
-        keys |= linear(f'{block}.se.se.1', se, c, 1) | linear(f'{block}.se.se.3', c, se, 1)
-    keys |= linear('layer4', mfa, 3 * c, 1)
-    keys |= linear('attention.0', attention, 3 * mfa, 1) | norm('attention.2', attention)
-    keys |= linear('attention.4', mfa, attention, 1) | norm('bn5', 2 * mfa)
-    return keys | linear('fc6', dim, 2 * mfa) | norm('bn6', dim)
-
-
-def student_keys(family):
-    keys = {'masked_spec_embed': (768,), 'encoder.pos_conv_embed.conv.bias': (768,)}
-    keys['feature_extractor.conv_layers.0.conv.weight'] = (512, 1, 10)
-    keys |= linear('feature_extractor.conv_layers.0.layer_norm', 512)
-    for i in range(1, 7):
-        keys[f'feature_extractor.conv_layers.{i}.conv.weight'] = (512, 512, 3 if i < 5 else 2)
-    keys |= linear('feature_projection.layer_norm', 512)
-    keys |= linear('feature_projection.projection', 768, 512)
-    keys['encoder.pos_conv_embed.conv.weight_g'] = (1, 1, 128)
-    keys['encoder.pos_conv_embed.conv.weight_v'] = (768, 48, 128)
-    keys |= linear('encoder.layer_norm', 768)
-    for i in range(12):
-        layer = f'encoder.layers.{i}'
-        for part in 'qkv':
-            keys |= linear(f'{layer}.attention.{part}_proj', 768, 768)
-        keys |= linear(f'{layer}.attention.out_proj', 768, 768)
-        if family == 'wavlm':
-            keys[f'{layer}.attention.gru_rel_pos_const'] = (1, 12, 1, 1)
-            keys |= linear(f'{layer}.attention.gru_rel_pos_linear', 8, 64)
-        keys |= linear(f'{layer}.layer_norm', 768) | linear(f'{layer}.final_layer_norm', 768)
-        keys |= linear(f'{layer}.feed_forward.intermediate_dense', 3072, 768)
-        keys |= linear(f'{layer}.feed_forward.output_dense', 768, 3072)
-        keys |= linear(f'{layer}.adapter.down', 64, 768) | linear(f'{layer}.adapter.up', 768, 64)
-    if family == 'wavlm':
-        keys['encoder.layers.0.attention.rel_attn_embed.weight'] = (320, 12)
-    return {f'{family}.{name}': shape for name, shape in keys.items()}
-
-
-def drawn(keys, seed=0):
-    """Random entries of these names and shapes, batch statistics plausible."""
-    generator, entries = torch.Generator().manual_seed(seed), {}
-    for name, shape in keys.items():
-        noise = torch.randn(shape, generator=generator)
-        entries[name] = 0.5 + noise.abs() if name.endswith('running_var') else 0.3 * noise
-        if name.endswith(NORM[-1]):
-            entries[name] = torch.tensor(7)
-    return entries
-
-
-def save(path, entries, prefix='module.'):
-    torch.save({prefix + key: value for key, value in entries.items()}, path)
-    return path
-
-
-# --- a naive back-end and head on the authors' names
-
-
-def batch_norm(e, name, x):
-    statistics = e[f'{name}.running_mean'], e[f'{name}.running_var']
-    return F.batch_norm(x, *statistics, e[f'{name}.weight'], e[f'{name}.bias'])
-
-
-def conv(e, name, x, **options):
-    return F.conv1d(x, e[f'{name}.weight'], e[f'{name}.bias'], **options)
-
-
-def their_head(e, states):
-    x = (e['w'] * torch.stack(states, dim=1)).sum(1)  # (B, T, width)
-    x = torch.cat([x.mean(1), x.std(1)], dim=1)
-    return batch_norm(e, 'bn1', F.linear(x, e['fc1.weight'], e['fc1.bias']))
-
-
-def their_block(e, name, x, dilation):
-    y = batch_norm(e, f'{name}.bn1', conv(e, f'{name}.conv1', x).relu())
-    chunks, outputs = y.chunk(8, dim=1), []
-    for i in range(7):
-        u = chunks[i] + outputs[-1] if i else chunks[i]
-        u = conv(e, f'{name}.convs.{i}', u, dilation=dilation, padding=dilation)
-        outputs.append(batch_norm(e, f'{name}.bns.{i}', u.relu()))
-    y = conv(e, f'{name}.conv3', torch.cat([*outputs, chunks[7]], dim=1)).relu()
-    y = batch_norm(e, f'{name}.bn3', y)
-    gate = conv(e, f'{name}.se.se.1', y.mean(2, keepdim=True)).relu()
-    return x + y * conv(e, f'{name}.se.se.3', gate).sigmoid()
-
-
-def their_backend(e, states):
-    x = (e['w'] * torch.stack(states, dim=1)).sum(1).transpose(1, 2)  # (B, width, T)
-    x = F.instance_norm(x, eps=1e-5)
-    x = batch_norm(e, 'bn1', conv(e, 'conv1', x, padding=2).relu())
-    x1 = their_block(e, 'layer1', x, 2)
-    x2 = their_block(e, 'layer2', x + x1, 3)
-    x3 = their_block(e, 'layer3', x + x1 + x2, 4)
-    x = conv(e, 'layer4', torch.cat([x1, x2, x3], dim=1)).relu()
-    context = [x.mean(2, keepdim=True), x.var(2, keepdim=True).clamp(min=1e-4).sqrt()]
-    attention = torch.cat([x, *(part.expand_as(x) for part in context)], dim=1)
-    attention = batch_norm(e, 'attention.2', conv(e, 'attention.0', attention).relu()).tanh()
-    weight = conv(e, 'attention.4', attention).softmax(2)
-    mean = (weight * x).sum(2)
-    deviation = ((weight * x * x).sum(2) - mean**2).clamp(min=1e-4).sqrt()
-    x = batch_norm(e, 'bn5', torch.cat([mean, deviation], dim=1))
-    return batch_norm(e, 'bn6', F.linear(x, e['fc6.weight'], e['fc6.bias']))
-
-
+ADAPTER = {'adapter.down': (64, 768), 'adapter.up': (768, 64)}
 TINY = {'states': 3, 'width': 8, 'dim': 5}
 TINY_BACKEND = {**TINY, 'c': 16, 'mfa': 12, 'attention': 6, 'se': 4}
 CASES = {
@@ -196,13 +70,14 @@ def test_full_size_file_is_read_and_gives_the_same_embeddings(nawsv, tmp_path, k
 def test_modules_are_written_under_the_published_names_and_shapes(nawsv):
     with torch.device('meta'):
         modules = {
-            ('head', 8): (nawsv.models.LinearHead(), head_keys()),
-            ('backend', 232): (nawsv.models.BackEnd(), backend_keys()),
+            ('head', 8): (LinearBackEnd(), head_keys()),
+            ('backend', 232): (EcapaBackEnd(), backend_keys()),
             ('e_apn', 2): (nawsv.losses.EApn(), {'w': (), 'b': ()}),
         }
         for config, count in ((WAVLM_BASE, 296), (HUBERT_BASE, 259)):
             student = SslEncoder(config, adapters=AdapterSettings())
-            modules['student', count] = student, student_keys(config.family)
+            keys = student_keys(f'{config.family}.', ADAPTER, gated=config == WAVLM_BASE)
+            modules['student', count] = student, keys
     for (kind, count), (module, keys) in modules.items():
         entries = nawsv.published.to_published(kind, module.state_dict())
         found = {key: tuple(value.shape) for key, value in entries.items()}
@@ -300,11 +175,11 @@ def test_e_apn_file_gives_scale_and_bias(nawsv, tmp_path):
 
 
 def states_of_a_run(nawsv):
-    back_end = nawsv.models.BackEnd(3, 8, 5, 16, 12, 6, 4)
+    back_end = EcapaBackEnd(3, 8, 5, 16, 12, 6, 4)
     weight = AamSoftmaxTopK(9, 5).weight.detach()
     return {
         'student': small_student('wavlm').state_dict(),
-        'head': nawsv.models.LinearHead(3, 8, 5).state_dict(),
+        'head': LinearBackEnd(3, 8, 5).state_dict(),
         'backend': back_end.state_dict(),
         'criterion': {'weight': weight, 'class_weights': torch.rand(9)},
         'e_apn': nawsv.losses.EApn().state_dict(),

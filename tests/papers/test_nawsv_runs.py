@@ -258,6 +258,7 @@ def one_epoch(phase, folder, args):
     from shared import ddp
     from shared.loop import Loop
     from shared.losses.aam_topk import AamSoftmaxTopK
+    from shared.losses.class_weights import class_weights
 
     torch.manual_seed(0)
     args = {**args, 'device': 'cpu', 'path_log': folder}
@@ -270,10 +271,10 @@ def one_epoch(phase, folder, args):
         loader = corpus.pair_loader(0)
     else:
         labels = torch.from_numpy(corpus.train.speakers)
-        class_weights = losses.class_weights(labels, corpus.speakers)
+        weights_of = class_weights(labels, corpus.speakers)
         criterion = AamSoftmaxTopK(corpus.speakers, args['embed_size'], top_k=2)
         backend = systems.backend_of(args, student)
-        method = framework.FineTuning(student, backend, criterion, class_weights)
+        method = framework.FineTuning(student, backend, criterion, weights_of)
         loader = corpus.labelled_loader(0)
     for module in method.modules():
         if isinstance(module, torch.nn.BatchNorm1d):

@@ -213,3 +213,21 @@ def test_two_killed_ranks_report_the_losses_of_the_uninterrupted(run_ranks, tmp_
     parts = run_ranks(two_ranks, tmp_path / 'parts', 12 + 11)  # saved in the tenth step of epoch 2
     assert parts == whole
     assert whole[0][0] == whole[1][0] and whole[0][1] != whole[1][1]
+
+
+def test_export_ends_the_phase_at_its_best_epoch_and_writes_each_network_once(tmp_path, capsys):
+    loop = run(tmp_path)[2]
+    framework = loop._objects['framework']
+    torch.nn.init.zeros_(framework.net[0].weight)  # gone on from the best epoch
+    best = torch.load(tmp_path / 'best.pt', weights_only=True)
+
+    def states():
+        return {'net': framework.net.state_dict()}
+
+    files = loop.export(states)
+    assert files == {'net': tmp_path / 'net.pt'} and loop.finished
+    stored = torch.load(files['net'], weights_only=True)
+    assert all(torch.equal(stored[name], best[f'net.{name}']) for name in stored)
+    assert loop.skipped.summary() in capsys.readouterr().out
+    when = files['net'].stat().st_mtime_ns
+    assert loop.export(states) == files and files['net'].stat().st_mtime_ns == when

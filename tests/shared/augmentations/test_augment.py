@@ -10,7 +10,10 @@ from shared.datasets.items import Sample, collate
 
 
 def batch_and_expected(utterances=4, views=2, length=500):
-    """A batch in which each row has neither, one or both, and what a loop makes of it."""
+    """A batch in which each row has neither, one or both, and what a loop makes of it.
+
+    Utterance 1 is clipped as well, utterance 2 faded.
+    """
     rng = np.random.default_rng(0)
     samples, expected = [], np.zeros((utterances, views, length))
     for b in range(utterances):
@@ -30,7 +33,14 @@ def batch_and_expected(utterances=4, views=2, length=500):
                 sample.noises.append((v, noise, snr))
                 own = 10 * np.log10(np.mean(noise.astype(np.float64) ** 2) + 1e-4)
                 total = total + np.sqrt(10 ** ((level - own - snr) / 10)) * noise
-            expected[b, v] = y + total
+            y = y + total
+            if b == 1:
+                sample.clips.append((v, 0.6 + 0.1 * v))
+                y = np.clip(y, (0.6 + 0.1 * v) * y.min(), (0.6 + 0.1 * v) * y.max())
+            if b == 2:
+                sample.gains.append((v, rng.uniform(0, 1, length).astype(np.float32)))
+                y = y * sample.gains[-1][1]
+            expected[b, v] = y
         samples.append(sample)
     return collate(samples), expected
 
@@ -87,3 +97,33 @@ def test_augment_on_a_gpu_never_waits_and_gives_the_same():
         torch.cuda.set_sync_debug_mode('default')
     scale = np.abs(expected).max()
     np.testing.assert_allclose(out.cpu().numpy() / scale, expected / scale, atol=1e-5)
+
+
+@pytest.mark.parametrize('function', [augment, augment_in_turn])
+def test_what_was_mixed_is_clipped_and_then_faded(function):
+    rng, length = np.random.default_rng(2), 200
+    samples, expected = [], np.zeros((4, 2, length))
+    for b in range(4):
+        waves = rng.standard_normal((2, length)).astype(np.float32)
+        sample = Sample(waves, label=b, index=b)
+        expected[b] = waves
+        noise = rng.standard_normal(length).astype(np.float32)
+        levels = [
+            10 * np.log10(np.mean(z.astype(np.float64) ** 2) + 1e-4) for z in (waves[1], noise)
+        ]
+        sample.noises.append((1, noise, 0.0))
+        y = waves[1] + np.sqrt(10 ** ((levels[0] - levels[1]) / 10)) * noise
+        if b & 1:
+            sample.clips.append((1, 0.5))
+            y = np.clip(y, 0.5 * y.min(), 0.5 * y.max())
+        if b & 2:
+            sample.gains.append((1, np.linspace(0, 1, length, dtype=np.float32)))
+            y = y * np.linspace(0, 1, length)
+        expected[b, 1] = y
+        samples.append(sample)
+    batch = collate(samples)
+    before = batch['waves'].clone()
+    out = function(batch)
+    np.testing.assert_allclose(out.numpy(), expected, atol=1e-5)
+    assert torch.equal(batch['waves'], before)
+    assert torch.equal(out[:, 0], before[:, 0])  # what the other view hears stays as it was

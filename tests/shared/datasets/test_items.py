@@ -86,6 +86,26 @@ def test_collate_without_noise_and_responses_gives_empty_tensors():
     assert batch['rir'].shape[0] == 0 and batch['noise_row'].dtype == torch.int64
 
 
+def test_collate_gives_clips_and_gains_with_their_rows():
+    ramp = np.arange(6, dtype=np.float32)
+    first, second = sample(0), sample(1)
+    first.gains = [(1, ramp)]
+    second.clips, second.gains = [(1, 0.75), (0, 0.5)], [(0, 2 * ramp)]
+    batch = collate([first, second])
+    assert batch['clip_row'].tolist() == [3, 2]
+    assert batch['clip_ratio'].tolist() == [0.75, 0.5]
+    assert batch['gain_row'].tolist() == [1, 2]
+    assert torch.equal(batch['gain'], torch.from_numpy(np.stack([ramp, 2 * ramp])))
+    assert batch['clip_ratio'].dtype == batch['gain'].dtype == torch.float32
+
+
+def test_collate_without_clips_and_gains_gives_empty_tensors():
+    batch = collate([sample(0), sample(1)])
+    assert batch['gain'].shape == (0, 6) and batch['gain'].dtype == torch.float32
+    assert batch['clip_row'].shape == batch['gain_row'].shape == batch['clip_ratio'].shape == (0,)
+    assert batch['clip_row'].dtype == batch['gain_row'].dtype == torch.int64
+
+
 def test_collate_gathers_what_was_skipped_and_converted():
     first, second = sample(0), sample(1)
     first.skipped, second.skipped = ['a'], ['b', 'c']

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from shared.datasets.items import DataError
-from shared.datasets.musan import CATEGORIES, Musan, split_musan, windows
+from shared.datasets.musan import CATEGORIES, Musan, NoiseRange, split_musan, windows
 from shared.datasets.reading import AudioReader
 
 
@@ -58,6 +58,58 @@ def test_musan_pick_gives_different_files_and_all_when_there_are_few(tmp_path):
     rng = np.random.default_rng(0)
     assert all(len(set(musan.pick('speech', rng, 5))) == 5 for _ in range(20))
     assert sorted(musan.pick('speech', rng, 8)) == list(range(6))
+
+
+def constants(root, files=8):
+    """File i of a category holds the value i / 64 all over, plus 1/4 in speech, 1/2 in music."""
+    for above, category in enumerate(CATEGORIES):
+        (root / category).mkdir(parents=True)
+        for i in range(files):
+            wave = np.full(50, i / 64 + above / 4)
+            soundfile.write(root / category / f'{i}.wav', wave, 16000, subtype='PCM_16')
+    return Musan(root, AudioReader())
+
+
+RANGES = {
+    'noise': NoiseRange((0.0, 1.0)),
+    'speech': NoiseRange((2.0, 3.0), files=(3, 5)),
+    'music': NoiseRange((4.0, 5.0)),
+}
+
+
+def test_musan_noises_come_in_turn_with_the_snr_of_their_category(tmp_path):
+    musan, rng, snrs = constants(tmp_path), np.random.default_rng(0), []
+    for _ in range(200):
+        (babble, first), (music, second) = musan.noises(('speech', 'music'), 20, rng, RANGES)
+        assert babble.shape == music.shape == (20,) and babble.dtype == music.dtype == np.float32
+        assert 1 / 4 <= babble[0] < 1 / 2 <= music[0]
+        snrs.append((first, second))
+    assert np.allclose(np.min(snrs, axis=0), (2, 4), atol=0.05)
+    assert np.allclose(np.max(snrs, axis=0), (3, 5), atol=0.05)
+    assert musan.noises((), 20, rng, RANGES) == []
+
+
+def test_musan_noises_average_different_files(tmp_path):
+    musan, sizes = constants(tmp_path), set()
+    for seed in range(100):
+        [(noise, snr)] = musan.noises(('speech',), 20, np.random.default_rng(seed), RANGES)
+        rng = np.random.default_rng(seed)  # the same draws, written out
+        count = int(rng.integers(3, 6))
+        files = rng.choice(8, size=count, replace=False)
+        total = 0.0
+        for file in files:
+            rng.integers(50 - 20 + 1)
+            total += file / 64 + 1 / 4
+        assert noise == pytest.approx(total / count, abs=1e-4) and snr == rng.uniform(2, 3)
+        sizes.add(count)
+        assert len(set(files)) == count
+    assert sizes == {3, 4, 5}
+
+
+def test_musan_noises_average_all_files_where_there_are_fewer(tmp_path):
+    musan = constants(tmp_path, files=2)
+    [(noise, _)] = musan.noises(('speech',), 20, np.random.default_rng(0), RANGES)
+    assert noise == pytest.approx(1 / 4 + 1 / 128, abs=1e-4)
 
 
 def test_musan_says_what_is_missing(tmp_path):

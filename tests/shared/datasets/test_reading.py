@@ -1,6 +1,7 @@
 """Crops by seek against whole files, and every kind of broken file."""
 
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -47,6 +48,24 @@ def test_audio_short_file_is_repeated(tmp_path, start, length):
     whole, _ = soundfile.read(path, dtype='float32')
     expected = [whole[(start + i) % 100] for i in range(length)]
     np.testing.assert_array_equal(read(path, start, length), expected)
+
+
+def test_crop_starts_anywhere_both_ends_included(tmp_path):
+    path = write(tmp_path / 'a.wav', np.arange(12) / 2**15)
+    rng, reader, starts = np.random.default_rng(0), AudioReader(), Counter()
+    for _ in range(400):
+        crop = reader.crop(path, 9, rng) * 2**15
+        assert crop.tolist() == [crop[0] + i for i in range(9)]
+        starts[int(crop[0])] += 1
+    assert sorted(starts) == [0, 1, 2, 3]
+    assert min(starts.values()) > 70  # 100 each; 30 is 3.5 deviations
+
+
+def test_crop_of_a_shorter_file_repeats_it_from_its_first_sample(tmp_path):
+    path = write(tmp_path / 'a.wav', np.arange(5) / 2**15)
+    for seed in range(5):
+        crop = AudioReader().crop(path, 12, np.random.default_rng(seed)) * 2**15
+        assert crop.tolist() == [i % 5 for i in range(12)]
 
 
 @pytest.mark.parametrize('rate', [8000, 22050, 44100, 48000])

@@ -21,7 +21,7 @@ def gaussian_trials(size=3000, distance=2.0, seed=0):
 def figure(monkeypatch):
     """The figure of the last plot, looked at instead of being saved."""
     kept = []
-    monkeypatch.setattr(plots, '_save', lambda drawn, path: kept.append(drawn))
+    monkeypatch.setattr(plots, 'save_figure', lambda drawn, path: kept.append(drawn))
     return kept
 
 

@@ -31,15 +31,15 @@ def naive_cosine(a, b):
     return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
-def naive_as_norm(embeddings, cohort, enrol, test, top_k):
-    """One trial at a time: both cohort score lists sorted, mean and population deviation of top k."""
+def naive_as_norm(embeddings, cohort, enrol, test, top_k, ddof=0):
+    """One trial at a time: both cohort score lists sorted, mean and deviation of the top k."""
     scores = []
     for a, b in zip(enrol, test):
         score = naive_cosine(embeddings[a], embeddings[b])
         sides = []
         for file in (a, b):
             best = sorted((naive_cosine(embeddings[file], c) for c in cohort), reverse=True)[:top_k]
-            sides.append((score - np.mean(best)) / np.std(best))
+            sides.append((score - np.mean(best)) / np.std(best, ddof=ddof))
         scores.append(sum(sides) / 2)
     return np.array(scores)
 
@@ -106,14 +106,14 @@ def test_segment_cosine_of_one_segment_is_the_cosine():
         segment_mean(embeddings)
 
 
-@pytest.mark.parametrize('top_k', [2, 5, None])
-def test_as_norm_equals_a_loop_over_trials(top_k, monkeypatch):
+@pytest.mark.parametrize('top_k, ddof', [(2, 0), (5, 0), (None, 0), (5, 1)])
+def test_as_norm_equals_a_loop_over_trials(top_k, ddof, monkeypatch):
     monkeypatch.setattr(scoring, 'ROWS', 3)
     embeddings, enrol, test = trial_set()
     cohort = 3 * torch.randn(11, 5, generator=torch.Generator().manual_seed(2))
-    statistics = cohort_statistics(normalize(embeddings), cohort, top_k)
+    statistics = cohort_statistics(normalize(embeddings), cohort, top_k, ddof)
     found = as_norm(cosine(embeddings, enrol, test), enrol, test, *statistics)
-    expected = naive_as_norm(embeddings, cohort, enrol, test, top_k)
+    expected = naive_as_norm(embeddings, cohort, enrol, test, top_k, ddof)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -141,12 +141,13 @@ def test_cohorts_that_cannot_normalise_are_refused():
         cohort_statistics(embeddings, cohort, top_k=2)
 
 
-def test_speaker_means_average_unit_vectors_of_each_speaker():
+@pytest.mark.parametrize('unit', [True, False])
+def test_speaker_means_average_the_vectors_of_each_speaker(unit):
     embeddings, _, _ = trial_set(files=5)
     speakers = [1, 0, 1, 2, 0]
-    units = normalize(embeddings)
-    expected = torch.stack([(units[1] + units[4]) / 2, (units[0] + units[2]) / 2, units[3]])
-    torch.testing.assert_close(speaker_means(embeddings, speakers), expected)
+    own = normalize(embeddings) if unit else embeddings
+    expected = torch.stack([(own[1] + own[4]) / 2, (own[0] + own[2]) / 2, own[3]])
+    torch.testing.assert_close(speaker_means(embeddings, speakers, unit=unit), expected)
     with pytest.raises(ValueError, match='speaker 1 of the cohort has no embedding'):
         speaker_means(embeddings, [0, 0, 2, 2, 0])
 

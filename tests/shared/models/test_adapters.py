@@ -16,23 +16,50 @@ def adapter(**settings):
 
 
 NAIVE = {
-    'elu': lambda z: z if z > 0 else math.exp(z) - 1,
-    'relu': lambda z: max(z, 0.0),
-    'gelu': lambda z: z * 0.5 * (1 + math.erf(z / math.sqrt(2))),
+    'elu': lambda z: z if z > 0 else z.exp() - 1,
+    'relu': lambda z: z if z > 0 else 0 * z,
+    'gelu': lambda z: z * 0.5 * (1 + (z / math.sqrt(2)).erf()),
 }
 
 
-@pytest.mark.parametrize('activation', NAIVE)
-def test_adapter_is_down_activation_up(activation):
-    module = adapter(activation=activation).double()
-    x = torch.randn(2, 3, 6, dtype=torch.float64)
-    y = module(x)
-    for row in range(2):
-        for frame in range(3):
-            z = module.down.weight @ x[row, frame] + module.down.bias
-            z = torch.tensor([NAIVE[activation](v.item()) for v in z], dtype=torch.float64)
-            expected = module.up.weight @ z + module.up.bias
-            torch.testing.assert_close(y[row, frame], expected)
+def naive(module, x):
+    """The adapter of one frame x (D,), feature by feature (spec oskdft 3.3)."""
+    settings, h = module.settings, x
+    if settings.norm:
+        mean = sum(x) / len(x)
+        variance = sum((v - mean) ** 2 for v in x) / len(x)
+        h = (x - mean) / (variance + 1e-5) ** 0.5 * module.norm.weight + module.norm.bias
+    z = [NAIVE[settings.activation](v) for v in module.down.weight @ h + module.down.bias]
+    y = settings.scale * (module.up.weight @ torch.stack(z) + module.up.bias)
+    return x + y if settings.residual else y
+
+
+SHAPES = [
+    *[{'activation': name} for name in NAIVE],
+    {'norm': True},
+    {'scale': 0.1},
+    {'residual': True},
+    {'activation': 'relu', 'norm': True, 'scale': 0.1, 'residual': True},  # generation A
+]
+
+
+@pytest.mark.parametrize('settings', SHAPES, ids=str)
+@pytest.mark.parametrize('adapt', [None, (True, False)])
+def test_adapter_equals_loops_in_value_and_gradient(settings, adapt):
+    module = adapter(**settings).double()
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    found = module(x, None if adapt is None else torch.tensor(adapt))
+    expected = torch.stack(
+        [
+            torch.stack([naive(module, frame) * (adapt is None or adapt[i]) for frame in row])
+            for i, row in enumerate(x)
+        ]
+    )
+    torch.testing.assert_close(found, expected)
+    cotangent = torch.randn(2, 3, 6, dtype=torch.float64)
+    learnt = [x, *module.parameters()]
+    ours, theirs = (torch.autograd.grad((y * cotangent).sum(), learnt) for y in (found, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_adapter_has_the_published_number_of_parameters_and_start():
@@ -42,6 +69,22 @@ def test_adapter_has_the_published_number_of_parameters_and_start():
     for linear in (module.down, module.up):
         assert abs(linear.weight.std().item() / 0.02 - 1) < 0.02
         assert (linear.bias == 0).all()
+
+
+def test_adapter_with_a_norm_has_the_published_number_of_parameters_and_names():
+    module = ParallelAdapter(1024, AdapterSettings(64, norm=True))
+    assert sum(p.numel() for p in module.parameters()) == 134_208  # spec oskdft 3.3
+    assert {name.split('.')[0] for name in module.state_dict()} == {'norm', 'down', 'up'}
+
+
+def test_muted_adapter_starts_as_nothing_but_its_residual_and_learns():
+    x = torch.randn(2, 5, 6)
+    module = ParallelAdapter(6, AdapterSettings(4, zero_up=True))
+    assert (module(x) == 0).all() and (module.down.weight != 0).all()
+    (module(x) * torch.randn(2, 5, 6)).sum().backward()
+    assert module.up.weight.grad.abs().sum() > 0
+    kept = ParallelAdapter(6, AdapterSettings(4, zero_up=True, residual=True))
+    assert torch.equal(kept(x), x)
 
 
 def test_rows_that_are_not_adapted_get_zero_and_give_no_gradient():
@@ -100,6 +143,7 @@ def test_there_is_no_noise_without_rows_or_training():
     'settings, message',
     [
         ({'activation': 'tanh'}, "'tanh'"),
+        ({'input': 'sum'}, "'sum'"),
         ({'width': 0}, 'width 0'),
         ({'noise': (0.5, 0.1)}, 'noise'),
         ({'noise': (-0.5, 0.1)}, 'noise'),

@@ -590,8 +590,62 @@ def test_cut_encoder_has_the_first_states_of_the_whole(hub):
     with torch.no_grad():
         for a, b in zip(cut(waves()).states, whole(waves()).states[:3], strict=True):
             assert torch.equal(a, b)
-    with pytest.raises(ValueError, match='layers 4'):
-        ssl_encoder(hub.folder, layers=4)
+
+
+def test_layers_can_be_taken_by_number(hub):
+    stored = load_file(hub.file)
+    taken = ssl_encoder(hub.folder, layers=(0, 2), adapters=AdapterSettings(width=5))
+    assert taken.layers == 2
+    found, at = taken.state_dict(), 'encoder.layers.'
+    for name, tensor in found.items():
+        if '.adapter.' not in name:
+            assert torch.equal(tensor, stored[name.replace(f'{at}1.', f'{at}2.')])
+    torch.manual_seed(0)
+    fresh = ssl_encoder(hub.folder, layers=[0, 2], fresh=('encoder.layers.1.',)).state_dict()
+    name = 'encoder.layers.1.attention.q_proj.weight'
+    assert not torch.equal(fresh[name], found[name])
+    first = ssl_encoder(hub.folder, layers=2).state_dict()
+    same = ssl_encoder(hub.folder, layers=(0, 1)).state_dict()
+    assert all(torch.equal(tensor, same[name]) for name, tensor in first.items())
+
+
+def test_adapters_of_the_file_follow_their_layers(hub):
+    settings = AdapterSettings(width=5, norm=True)
+    encoder = ssl_encoder(hub.folder, adapters=settings)
+    adapters = {n: torch.randn(x.shape) for n, x in encoder.state_dict().items() if 'adapter' in n}
+    assert len(adapters) == 3 * 6
+    change(hub.file, lambda state: state.update(adapters))
+    taken = ssl_encoder(hub.folder, layers=(0, 2), adapters=settings).encoder.layers[1].adapter
+    for name, tensor in taken.state_dict().items():
+        assert torch.equal(tensor, adapters[f'encoder.layers.2.adapter.{name}'])
+
+
+@pytest.mark.parametrize(
+    'layers, message',
+    [
+        (0, 'name at least one'),
+        (4, 'layers 4: it has 3'),
+        ((), 'name at least one'),
+        ((0, 3), r'layers \(0, 3\): it has 3; number them from 0'),
+        ((-1, 0), 'number them from 0'),
+        ((0, 0), 'none twice'),
+        ((1, 0), r"layers \(1, 0\): a WavLM's first must be 0"),
+    ],
+)
+def test_layers_that_cannot_be_taken_are_refused_in_one_line(hub, layers, message):
+    with pytest.raises(UserError, match=message) as error:
+        ssl_encoder(hub.folder, layers=layers)
+    assert str(hub.folder) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_only_wavlm_needs_its_first_layer(tmp_path):
+    config = SslConfig('hubert', layers=3, width=16, heads=2, ffn_width=8, conv_channels=(4,) * 7)
+    encoder = SslEncoder(config)
+    write_ssl(config, encoder.state_dict(), tmp_path / 'x')
+    taken = ssl_encoder(tmp_path / 'x', layers=(2, 0)).encoder.layers
+    for layer, number in zip(taken, (2, 0), strict=True):
+        for name, tensor in encoder.encoder.layers[number].state_dict().items():
+            assert torch.equal(layer.state_dict()[name], tensor)
 
 
 def test_fresh_prefixes_stay_as_initialised_whether_or_not_the_file_has_them(hub):

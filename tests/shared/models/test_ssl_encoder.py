@@ -338,24 +338,31 @@ def test_waves_are_normalised_over_their_own_samples():
     assert_states(own, plain(((x - mean) / std).float()).states)
 
 
-COUNTS = [
-    (WAVLM_BASE, None, 94_381_936),
-    (WAVLM_BASE, AdapterSettings(width=64), 95_571_568),
-    (HUBERT_BASE, None, 94_371_712),
-    (HUBERT_BASE, AdapterSettings(width=64), 95_561_344),
-    (XLSR_53, None, 315_438_720),
-    (WAVLM_LARGE, None, 315_453_120),
+ELU, RELU = AdapterSettings(width=64), AdapterSettings(width=64, activation='relu')
+NORMED = AdapterSettings(64, 'relu', norm=True, scale=0.1, input='stream')
+COUNTS = [  # layers, None: all
+    (WAVLM_BASE, None, None, 94_381_936),
+    (WAVLM_BASE, None, ELU, 95_571_568),
+    (HUBERT_BASE, None, None, 94_371_712),
+    (HUBERT_BASE, None, ELU, 95_561_344),
+    (XLSR_53, None, None, 315_438_720),
+    (WAVLM_LARGE, None, None, 315_453_120),
+    (HUBERT_BASE, 2, None, 23_492_992),  # students of spec oskdft 3.2
+    (HUBERT_BASE, 2, RELU, 23_691_264),
+    (WAVLM_BASE, 2, ELU, 23_696_168),
+    (XLSR_53, 4, NORMED, 64_051_072),  # and of 3.3
+    (XLSR_53, 4, None, 64_051_072 - 536_832),
 ]
 
 
-@pytest.mark.parametrize('config, adapters, count', COUNTS)
-def test_parameters_are_as_many_as_published(config, adapters, count):
+@pytest.mark.parametrize('config, layers, adapters, count', COUNTS)
+def test_parameters_are_as_many_as_published(config, layers, adapters, count):
     with torch.device('meta'):
-        encoder = SslEncoder(config, adapters=adapters)
+        encoder = SslEncoder(config, layers=layers, adapters=adapters)
     groups = encoder.parameters_by_depth()
     assert sum(p.numel() for p in encoder.parameters()) == count
     assert sum(p.numel() for group in groups for p in group) == count
-    assert len(groups) == 1 + config.layers
+    assert len(groups) == 1 + encoder.layers == encoder.states
 
 
 def test_base_plus_has_the_published_groups_and_13_states_of_149_frames():
@@ -493,19 +500,35 @@ def test_rows_without_adapters_equal_an_encoder_without_and_give_them_no_gradien
 
 
 @pytest.mark.parametrize('pre_norm', [False, True])
-def test_adapters_run_beside_the_feed_forward_block(pre_norm):
-    # spec nawsv 3.2: a = LN(x + Attn(x)); y = LN(a + FFN(a) + A(a)), or before the blocks
+@pytest.mark.parametrize('source', ['normed', 'stream'])
+def test_adapters_run_beside_the_feed_forward_block(pre_norm, source):
+    # spec nawsv 3.2: a = LN(x + Attn(x)); y = LN(a + FFN(a) + A(a)), or before the blocks;
+    # oskdft 3.3: h = x + Attn(LN(x)); y = h + FFN(LN(h)) + S(h)
     base = WAVLM_LARGE if pre_norm else WAVLM_BASE
-    layer = encoder_of(narrow(base), adapters=AdapterSettings(width=4)).encoder.layers[1]
+    settings = AdapterSettings(width=4, input=source, residual=source == 'stream')
+    layer = encoder_of(narrow(base), adapters=settings).encoder.layers[1]
     x = torch.randn(2, 5, 8 * base.heads)
     if pre_norm:
         h = x + layer.attention(layer.layer_norm(x), None, None)
         a = layer.final_layer_norm(h)
-        expected = h + layer.feed_forward(a) + layer.adapter(a)
+        read = h if source == 'stream' else a
+        expected = h + layer.feed_forward(a) + layer.adapter(read)
     else:
         a = layer.layer_norm(x + layer.attention(x, None, None))
         expected = layer.final_layer_norm(a + layer.feed_forward(a) + layer.adapter(a))
     torch.testing.assert_close(layer(x, None, None, None), expected)
+    off = layer(x, None, None, torch.tensor([True, False]))
+    torch.testing.assert_close(off[0], expected[0])
+    layer.adapter = None
+    torch.testing.assert_close(off[1], layer(x, None, None, None)[1])
+
+
+def test_muted_adapters_change_no_state_at_the_start():
+    torch.manual_seed(0)
+    encoder = SslEncoder(narrow(HUBERT_BASE), adapters=AdapterSettings(4, zero_up=True)).eval()
+    plain = SslEncoder(encoder.config).eval()
+    plain.load_state_dict({k: v for k, v in encoder.state_dict().items() if 'adapter' not in k})
+    assert_states(encoder(waves()).states, plain(waves()).states, atol=0)
 
 
 def test_masks_hide_frames_behind_the_vector_and_features_behind_zeros(monkeypatch):

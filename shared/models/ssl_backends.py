@@ -1,4 +1,4 @@
-"""What turns hidden states into embeddings: the head of phase 1 and the back-end of phase 2."""
+"""From the hidden states of an SSL encoder to speaker embeddings: the back-ends."""
 
 from collections.abc import Sequence
 
@@ -9,20 +9,21 @@ from shared.models.masks import frame_mask
 from shared.models.ssl_pooling import WeightedSum, instance_norm, mean_and_deviation
 
 
-class LinearHead(nn.Module):
-    """Weighted sum of the states, mean and deviation over time, linear, BN (spec nawsv 3.3).
+class LinearBackEnd(nn.Module):
+    """States to one, mean and deviation over time, linear, BN (specs nawsv 3.3, oskdft 3.5).
 
-    295,501 parameters with 13 states of 768.
+    295,501 parameters with 13 states of 768, 295,491 with 3.
 
     Args:
-        states: hidden states given, one more than the encoder has layers.
+        states: hidden states summed with learned weights, one more than the encoder has layers;
+            None: the last state alone.
         width: of the hidden states.
         embed_size: D.
     """
 
-    def __init__(self, states: int = 13, width: int = 768, embed_size: int = 192):
+    def __init__(self, states: int | None = 13, width: int = 768, embed_size: int = 192):
         super().__init__()
-        self.weighted_sum = WeightedSum(states)
+        self.weighted_sum = _one_of(states)
         self.projection = nn.Linear(2 * width, embed_size)
         self.norm = nn.BatchNorm1d(embed_size)
 
@@ -33,13 +34,14 @@ class LinearHead(nn.Module):
         return self.norm(self.projection(mean_and_deviation(x, mask)))
 
 
-class BackEnd(nn.Module):
-    """Weighted sum of the states, instance norm, ECAPA-TDNN (spec nawsv 3.4).
+class EcapaBackEnd(nn.Module):
+    """States to one, instance norm, ECAPA-TDNN (specs nawsv 3.4, oskdft 3.5).
 
-    8,739,469 parameters with 13 states of 768.
+    8,739,469 parameters with 13 states of 768; 9,394,816 with the last state, of 1024.
 
     Args:
-        states: hidden states given, one more than the encoder has layers.
+        states: hidden states summed with learned weights, one more than the encoder has layers;
+            None: the last state alone.
         width: of the hidden states.
         embed_size: D.
         channels: of the ECAPA blocks.
@@ -50,7 +52,7 @@ class BackEnd(nn.Module):
 
     def __init__(
         self,
-        states: int = 13,
+        states: int | None = 13,
         width: int = 768,
         embed_size: int = 192,
         channels: int = 512,
@@ -59,7 +61,7 @@ class BackEnd(nn.Module):
         se_width: int = 128,
     ):
         super().__init__()
-        self.weighted_sum = WeightedSum(states)
+        self.weighted_sum = _one_of(states)
         self.network = EcapaTdnn(
             width=channels,
             mfa_width=mfa_width,
@@ -79,3 +81,32 @@ class BackEnd(nn.Module):
         x = self.weighted_sum(states).transpose(1, 2)  # (B, width, T)
         mask = None if frames is None else frame_mask(frames, x.shape[-1])
         return self.network(instance_norm(x, mask), frames)
+
+
+class LastState(nn.Module):
+    """The last of the hidden states, where a back-end has no weights for them."""
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        return states[-1]
+
+
+def _one_of(states: int | None) -> nn.Module:
+    return LastState() if states is None else WeightedSum(states)
+
+
+class SslSpeakerEncoder(nn.Module):
+    """An SSL encoder and a back-end as one module.
+
+    Args:
+        encoder: (waves (B, L), lengths (B,) or None) -> (states of (B, T, width), frames or None).
+        backend: (states, frames) -> embeddings (B, D).
+    """
+
+    def __init__(self, encoder: nn.Module, backend: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+        self.backend = backend
+
+    def forward(self, waves: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Embeds waves (B, L), padded after `lengths` (B,) samples when given, as (B, D)."""
+        return self.backend(*self.encoder(waves, lengths))

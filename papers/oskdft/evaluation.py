@@ -1,0 +1,158 @@
+"""From a system to its error rates and its cost: table, plots, report."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shared import ddp
+from shared.evaluation import plots
+from shared.evaluation.cost import measure_cost
+from shared.evaluation.crops import embed_cohort
+from shared.evaluation.plot_cost import Point, draw_tradeoff
+from shared.evaluation.results import Evaluation, write_evaluation
+from train import validate
+
+NAMES = {
+    'teacher': 'teacher, fine-tuned',
+    'student': 'student without KD',
+    'two_steps': 'KD, then fine-tuned',
+    'oskdft': 'OS-KDFT',
+}
+COST_SECONDS = 3.0  # of audio, as spec 3.2 counts
+
+
+def score(row, seed, system, tests, corpus, folder, args):
+    """Scores one system on every list, and what it costs: JSON-able; its scores stay in the folder."""
+    cohort = cohort_of(system, corpus, args) if args['as_norm'] else None
+    records = []
+    for files in tests:
+        found, scores = validate(system, files, args, resamples=1000, cohort=cohort)
+        if files is tests[0] and ddp.is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            np.save(folder / 'scores.npy', scores)
+        records += found.values()
+    devices = ('cpu', args['device']) if torch.cuda.is_available() else ('cpu',)
+    costs = [
+        asdict(measure_cost(system, seconds=COST_SECONDS, device=device))
+        for device in devices
+        if ddp.is_main()
+    ]
+    costs = ddp.broadcast_object(costs)
+    return {'row': row, 'seed': seed, 'folder': str(folder), 'records': records, 'costs': costs}
+
+
+def cohort_of(system, corpus, args):
+    """The mean embeddings of some training speakers (spec 6)."""
+    utterances = corpus.cohort(args['cohort_speakers'], args['seeds'][0])
+    loader = corpus.whole_loader(utterances)
+    return embed_cohort(system, loader, utterances.speakers, args['device'])
+
+
+def results(scored, tests, folder, args):
+    """Prints and draws what `score` found for each system; writes results.json and report.html."""
+    if not ddp.is_main():
+        return
+    scored, rows = same_times(scored), {}
+    for one in scored:
+        rows.setdefault(one['row'], []).append(summary(one, label(one, scored)))
+    table = [row for group in rows.values() for row in group]
+    means = {row: mean_of(NAMES[row], group) for row, group in rows.items()}
+    if len(table) > len(means):
+        table += means.values()
+    draw_costs(folder, means)
+    print(write_evaluation(folder, table, evaluations(scored, tests)), flush=True)
+
+
+def same_times(scored):
+    """Gives systems that are the same network the median of the times measured of them."""
+    times = {}
+    for one in scored:
+        for cost in one['costs']:
+            times.setdefault(network_of(cost), []).append(cost['seconds_per_second'])
+    return [
+        {
+            **one,
+            'costs': [
+                {**cost, 'seconds_per_second': float(np.median(times[network_of(cost)]))}
+                for cost in one['costs']
+            ],
+        }
+        for one in scored
+    ]
+
+
+def network_of(cost):
+    """What tells two networks apart here, on a device."""
+    return cost['parameters'], cost['macs'], cost['device']
+
+
+def summary(one, name):
+    """A row of the table: cost, then error rates on the first list."""
+    cpu, *gpu = one['costs']
+    first = one['records'][0]['sha256']
+    records = {r['crop']: r for r in one['records'] if r['sha256'] == first}
+    headline = records['full+tta']
+    row = {
+        'system': name,
+        'parameters, M': cpu['parameters'] / 1e6,
+        'GMAC / s': cpu['macs'] / cpu['seconds'] / 1e9,
+        'CPU ms / s': 1e3 * cpu['seconds_per_second'],
+    }
+    if gpu:
+        row['GPU ms / s'] = 1e3 * gpu[0]['seconds_per_second']
+    row['EER %'] = headline['eer']
+    row |= {f'minDCF {p}': value for p, value in headline['min_dcf'].items()}
+    row |= {f'{crop} EER %': r['eer'] for crop, r in records.items() if r is not headline}
+    return row
+
+
+def mean_of(name, rows):
+    """The mean over seeds of rows with the same columns."""
+    numbers = [key for key in rows[0] if key != 'system']
+    name = f'{name}, mean of {len(rows)} seeds' if len(rows) > 1 else name
+    return {'system': name, **{key: float(np.mean([row[key] for row in rows])) for key in numbers}}
+
+
+def label(one, scored):
+    """A system's name, with its seed where there are several."""
+    several = len({other['seed'] for other in scored}) > 1
+    return f'{NAMES[one["row"]]}, seed {one["seed"]}' if several else NAMES[one['row']]
+
+
+def draw_costs(folder, means):
+    """EER over inference time, on each device it was measured on; a circle as large as the network."""
+    for device in ('CPU', 'GPU'):
+        column = f'{device} ms / s'
+        points = [
+            Point(NAMES[row], mean[column], mean['EER %'], mean['parameters, M'])
+            for row, mean in means.items()
+            if column in mean
+        ]
+        if len(points) > 1:
+            draw_tradeoff(
+                Path(folder) / 'plots' / f'eer_over_{device.lower()}_time.png',
+                points,
+                xlabel=f'{device} time, ms for a second of audio, one utterance at a time',
+                ylabel='EER, %',
+                size_name='parameters, millions',
+                title='Error and cost',
+            )
+
+
+def evaluations(scored, tests):
+    """Each system on each list; scores and curves of all on the first."""
+    labels = tests[0].trials.labels
+    systems = [
+        plots.System(label(one, scored), np.load(Path(one['folder']) / 'scores.npy'), labels)
+        for one in scored
+    ]
+    found = []
+    for one, system in zip(scored, systems):
+        for r in one['records']:
+            if r['crop'] in ('full+tta', 'full, AS-norm'):
+                pictures = (system.scores, labels, systems) if not found else (None, None, ())
+                name = f'{system.name}, {r["name"]}, {r["crop"]}'
+                found.append(Evaluation(name, r, *pictures))
+    return found
