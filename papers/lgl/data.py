@@ -11,7 +11,7 @@ from shared.datasets import demo, voxceleb
 from shared.datasets.crops import CropSet, shuffled_loader
 from shared.datasets.items import DataError, Sample
 from shared.datasets.loading import whole_files
-from shared.datasets.musan import Musan
+from shared.datasets.musan import Musan, NoiseRange
 from shared.datasets.reading import AudioReader
 from shared.datasets.rirs import Rirs
 from shared.datasets.samplers import sample_rng
@@ -78,8 +78,8 @@ class LabelledCrops(CropSet):
         self.labels, self.musan, self.rirs = labels, musan, rirs
         self.size, self.phase = args['crop_size'], phase
         self.reverb_prob, self.noise_prob = args['reverb_prob'], args['noise_prob']
-        self.babble = args['babble']
-        self.snr = {name: args[f'snr_{name}'] for name in CATEGORIES}
+        self.ranges = {name: NoiseRange(args[f'snr_{name}']) for name in ('noise', 'music')}
+        self.ranges['speech'] = NoiseRange(args['snr_speech'], args['babble'])
 
     def sample(self, epoch, index):
         """One utterance, a function of (seed, phase, epoch, index) alone."""
@@ -89,16 +89,11 @@ class LabelledCrops(CropSet):
         if rng.random() < self.reverb_prob:
             sample.rirs.append((0, unit_energy(self.rirs.draw(rng))))
         if rng.random() < self.noise_prob:
-            self.add_noise(sample, rng)
+            category = rng.choice(CATEGORIES)
+            drawn = self.musan.several(category, self.size, rng, self.ranges[category])
+            sample.noises = [(0, noise, snr) for noise, snr in drawn]
         sample.converted = self.reader.take_converted()
         return sample
-
-    def add_noise(self, sample, rng):
-        category = rng.choice(CATEGORIES)
-        count = int(rng.integers(self.babble[0], self.babble[1] + 1)) if category == 'speech' else 1
-        for file in self.musan.pick(category, rng, count):
-            noise = self.musan.crop(category, self.size, rng, file=file)
-            sample.noises.append((0, noise, rng.uniform(*self.snr[category])))
 
 
 class Corpus:

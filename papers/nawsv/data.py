@@ -5,12 +5,12 @@ import numpy as np
 from shared import ddp
 from shared.augmentations.reverb import unit_energy
 from shared.datasets.crops import CropSet, shuffled_loader
-from shared.datasets.items import DataError, Sample
+from shared.datasets.items import Sample
 from shared.datasets.loading import train_loader, with_substitute
 from shared.datasets.musan import Musan, NoiseRange
 from shared.datasets.reading import AudioReader
 from shared.datasets.rirs import Rirs
-from shared.datasets.samplers import ShuffledBatches, sample_rng
+from shared.datasets.samplers import DistinctBatches, sample_rng
 from shared.datasets.trial_files import training_list
 
 NOISES = (('noise',), ('speech',), ('music',), ('speech', 'music'))  # equally likely
@@ -99,64 +99,6 @@ class LabelledCrops(NoisyCrops):
         return sample
 
 
-class PairBatches(ShuffledBatches):
-    """Batches of (epoch, first, second): pairs of utterances, no speaker twice in a global batch.
-
-    As the authors' sampler (spec 2.7), after Chung et al.'s voxceleb_trainer: a pair whose speaker
-    is already in the batch being filled is left out of the epoch, and so is an incomplete batch.
-    """
-
-    def __init__(self, speakers, batch_size, seed, rank=0, world_size=1, most=500):
-        super().__init__(len(speakers), batch_size, seed, rank, world_size)
-        self.speakers, self.most = speakers, most
-        self.drawn = (-1, [])  # epoch and its global batches
-        if not self.batches_of(1):
-            raise DataError(
-                f'batch of {batch_size} pairs: there are {len(np.unique(speakers))} speakers, and '
-                'each may come once; lower the batch size'
-            )
-
-    def __len__(self):
-        """Batches of this epoch; which pairs are left out differs from epoch to epoch."""
-        return len(self.batches_of(max(self.epoch, 1)))
-
-    def __iter__(self):
-        share = self.batch_size // self.world_size
-        for batch in self.batches_of(self.epoch)[self.batch :]:
-            own = batch[self.rank * share : (self.rank + 1) * share]
-            yield [(self.epoch, int(first), int(second)) for first, second in own]
-
-    def batches_of(self, epoch):
-        """The global batches of an epoch, (batch_size, 2) utterances each."""
-        if self.drawn[0] != epoch:
-            rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(epoch,)))
-            self.drawn = epoch, self.draw(rng.permutation(self.pairs(rng)))
-        return self.drawn[1]
-
-    def pairs(self, rng):
-        """(pairs, 2): each speaker's utterances, at most `most`, two by two."""
-        order = np.argsort(self.speakers, kind='stable')
-        starts = np.flatnonzero(np.diff(self.speakers[order])) + 1
-        pairs = []
-        for rows in np.split(order, starts):
-            kept = min(len(rows), self.most) // 2 * 2
-            pairs.append(rng.permutation(rows)[:kept].reshape(-1, 2))
-        return np.concatenate(pairs)
-
-    def draw(self, pairs):
-        """Fills batches in the order of the pairs."""
-        batches, batch, present = [], [], set()
-        for pair, speaker in zip(pairs, self.speakers[pairs[:, 0]].tolist()):
-            if speaker in present:
-                continue
-            batch.append(pair)
-            present.add(speaker)
-            if len(batch) == self.batch_size:
-                batches.append(np.array(batch))
-                batch, present = [], set()
-        return batches
-
-
 class Corpus:
     """Train list, MUSAN's train part and rooms, checked on construction; `tests` of `conditions`.
 
@@ -184,15 +126,16 @@ class Corpus:
         )
 
     def pair_loader(self, seed):
-        """Warm-up: (B, 2, L) waves, noise for the second view."""
+        """Warm-up: (B, 2, L) waves, noise for the second view; no speaker twice (spec 2.7)."""
         args = self.args
-        sampler = PairBatches(
+        sampler = DistinctBatches(
             self.train.speakers,
             args['warmup_batch_size'],
             seed,
             ddp.rank(),
             ddp.world_size(),
             most=args['max_seg_per_spk'],
+            each=2,
         )
         data = PairSet(self.train, self.musan, args, seed)
         return train_loader(data, sampler, args['num_workers'])

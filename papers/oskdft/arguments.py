@@ -221,6 +221,7 @@ DEMO = {
     'copied_layers': (0,),
     'adapter_size': 16,
     'target_layers': (1, 2, 3),
+    'kd_cosine': 'mean',  # the published weight of the cosine takes more steps than these
     'embed_size': 64,
     'epoch': 6,
     'distil_epoch': 6,

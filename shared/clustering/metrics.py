@@ -15,6 +15,18 @@ def nmi(classes: np.ndarray, labels: np.ndarray) -> float:
     return 100 * float(normalized_mutual_info_score(classes, labels))
 
 
+def ari(classes: np.ndarray, labels: np.ndarray) -> float:
+    """Adjusted Rand index, percent: agreement about pairs, 0 for labels drawn at random.
+
+    Args:
+        classes: (N,) true classes.
+        labels: (N,) clusters.
+    """
+    from sklearn.metrics import adjusted_rand_score
+
+    return 100 * float(adjusted_rand_score(classes, labels))
+
+
 def purity(classes: np.ndarray, labels: np.ndarray) -> float:
     """Percent of the N samples that belong to the most frequent class of their cluster.
 

@@ -118,7 +118,8 @@ class Sample:
     make babble, or are added in turn (`augmentations.augment` has both). `rirs`: (view, response
     (K,)) already scaled. `clips`: (view, part of its extremes that clipping leaves, 0 to 1).
     `gains`: (view, factor of each sample (L,)). At most one a view of these three. `skipped`: why
-    other utterances were passed over. `converted`: what was resampled or mixed to mono.
+    other utterances were passed over. `converted`: what was resampled or mixed to mono. `more`:
+    crops of another length, by the name that their part of the batch gets.
     """
 
     waves: np.ndarray
@@ -130,6 +131,7 @@ class Sample:
     gains: list[tuple[int, np.ndarray]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     converted: Counter = field(default_factory=Counter)
+    more: dict[str, 'Sample'] = field(default_factory=dict)
 
 
 def collate(samples: list[Sample]) -> dict:
@@ -139,8 +141,17 @@ def collate(samples: list[Sample]) -> dict:
     dB, in turns: first noises of all rows, then second ones, ..., noise_turns of each (numbers);
     rir (R, K), zero-padded to the longest and cut at L, rir_row (R,); clip_ratio, clip_row (P,);
     gain (G, L), gain_row (G,); skipped, converted. Row b * V + v is view v of utterance b. M, R, P
-    and G may be 0.
+    and G may be 0. Each name in `Sample.more` is such a batch again, without skipped and converted.
     """
+    batch = _collated(samples)
+    for name in samples[0].more:
+        batch[name] = _collated([s.more[name] for s in samples])
+    batch['skipped'] = [message for s in samples for message in s.skipped]
+    batch['converted'] = sum((s.converted for s in samples), Counter())
+    return batch
+
+
+def _collated(samples: list[Sample]) -> dict:
     views, length = samples[0].waves.shape
     noises = [(b * views + v, x, snr) for b, s in enumerate(samples) for v, x, snr in s.noises]
     turns = _turns([row for row, _, _ in noises])
@@ -166,17 +177,21 @@ def collate(samples: list[Sample]) -> dict:
         'clip_row': _rows(clips),
         'gain': _stack([gain for _, gain in gains], (length,)),
         'gain_row': _rows(gains),
-        'skipped': [message for s in samples for message in s.skipped],
-        'converted': sum((s.converted for s in samples), Counter()),
     }
 
 
 def to_device(batch: dict, device: str | torch.device) -> dict:
-    """The batch with its tensors on `device`, copied without waiting where memory is pinned."""
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-        for name, value in batch.items()
-    }
+    """The batch with its tensors on `device`, copied without waiting where memory is pinned.
+
+    Also those of a batch inside it.
+    """
+
+    def moved(value):
+        if isinstance(value, torch.Tensor):
+            return value.to(device, non_blocking=True)
+        return to_device(value, device) if type(value) is dict else value
+
+    return {name: moved(value) for name, value in batch.items()}
 
 
 def _turns(rows: list[int]) -> list[int]:

@@ -27,7 +27,7 @@ PIECE, HOP = 80000, 48000  # samples at 16 kHz: 5 s pieces, one every 3 s
 class NoiseRange:
     """What is drawn for noise of one category, uniformly, both bounds included.
 
-    `snr` in dB; `files`: how many are averaged, several of 'speech' make babble.
+    `snr` in dB; `files`: how many at once, several of 'speech' make babble.
     """
 
     snr: tuple[float, float]
@@ -104,6 +104,27 @@ class Musan:
             crops = [self.crop(category, length, rng, file=file) for file in files]
             noise = np.stack(crops).mean(axis=0, dtype=np.float32)
             noises.append((noise, float(rng.uniform(*ranges[category].snr))))
+        return noises
+
+    def several(
+        self, category: str, length: int, rng: np.random.Generator, drawn: NoiseRange
+    ) -> list[tuple[np.ndarray, float]]:
+        """Noises of different files of a category: (float32 (length,), SNR in dB) each.
+
+        To be added together, each at its own SNR to the speech alone (`augmentations.augment`; spec
+        lgl 2.5, wavlm_ssl 2.3).
+
+        Args:
+            category: 'noise', 'speech' or 'music'.
+            length: samples.
+            rng: where the number of files, the files, their crops and SNRs are drawn from.
+            drawn: what to draw from.
+        """
+        low, high = drawn.files
+        noises = []
+        for file in self.pick(category, rng, int(rng.integers(low, high + 1))):
+            noise = self.crop(category, length, rng, file=file)
+            noises.append((noise, float(rng.uniform(*drawn.snr))))
         return noises
 
 

@@ -1,23 +1,29 @@
 """Log-mel features computed on the model's device."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
 from shared.models.masks import frame_mask, masked_mean, zero_padding
+from shared.models.ssl_pooling import instance_norm
+
+WINDOWS = {'hamming': torch.hamming_window, 'hann': torch.hann_window}
 
 
 class LogMel(nn.Module):
-    """Log-mel filter bank with pre-emphasis and per-utterance mean subtraction, without gradient.
+    """Log-mel filter bank, each band normalised over the utterance, without gradient.
 
     Source: the front-end of the TDNN speaker encoders (spec lgl 3): pre-emphasis with one
     reflected sample, centred STFT with a periodic Hamming window, power spectrum, HTK mel
-    triangles without normalisation, natural logarithm, mean over the frames subtracted.
+    triangles without normalisation, natural logarithm, mean over the frames subtracted. Without
+    pre-emphasis, 0 to 8000 Hz and with `unit_variance` that of spec wavlm_ssl 8.1.
     Always computed in fp32, under autocast as well. It has no state to save.
 
     Args:
-        pre_emphasis: coefficient of the previous sample.
+        pre_emphasis: coefficient of the previous sample; 0: none.
         n_fft: samples of one Fourier transform.
         win: samples of the window, centred in `n_fft`.
         hop: samples between two frames.
@@ -26,6 +32,8 @@ class LogMel(nn.Module):
         f_max: Hz, upper edge of the last filter.
         floor: added to the filter outputs before the logarithm.
         rate: samples per second of the waves.
+        window: 'hamming' or 'hann', periodic.
+        unit_variance: also divides each band by its standard deviation (instance norm).
     """
 
     filters: Tensor  # (F, n_fft/2 + 1)
@@ -42,15 +50,18 @@ class LogMel(nn.Module):
         f_max: float = 7600.0,
         floor: float = 1e-6,
         rate: int = 16000,
+        window: Literal['hamming', 'hann'] = 'hamming',
+        unit_variance: bool = False,
     ):
         super().__init__()
         self.pre_emphasis = pre_emphasis
         self.n_fft = n_fft
         self.hop = hop
         self.floor = floor
+        self.unit_variance = unit_variance
         filters = melscale_fbanks(n_fft // 2 + 1, f_min, f_max, n_mels, rate, mel_scale='htk')
         self.register_buffer('filters', filters.T.contiguous(), persistent=False)
-        self.register_buffer('window', torch.hamming_window(win), persistent=False)
+        self.register_buffer('window', WINDOWS[window](win), persistent=False)
 
     @property
     def shortest(self) -> int:
@@ -79,10 +90,15 @@ class LogMel(nn.Module):
             padded = self._reflect(self._emphasise(waves.to(self.window.dtype)), lengths)
             features = (self.filters @ self._power(padded) + self.floor).log()
             if lengths is None:
-                return features - masked_mean(features, None), None
+                return self._normalise(features, None), None
             frames = (1 + lengths // self.hop) * (lengths >= self.shortest)
             mask = frame_mask(frames, features.shape[-1])
-            return zero_padding(features - masked_mean(features, mask), mask), frames
+            return self._normalise(features, mask), frames
+
+    def _normalise(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        if self.unit_variance:
+            return instance_norm(features, mask)
+        return zero_padding(features - masked_mean(features, mask), mask)
 
     def _check(self, waves: Tensor, lengths: Tensor | None):
         if waves.ndim != 2:
@@ -100,6 +116,8 @@ class LogMel(nn.Module):
             raise ValueError(f'a length of {longest} samples exceeds the {waves.shape[1]} given')
 
     def _emphasise(self, waves: Tensor) -> Tensor:
+        if not self.pre_emphasis:
+            return waves
         # the sample before the first is reflected: y[0] = x[0] - 0.97 x[1]
         previous = torch.cat([waves[:, 1:2], waves[:, :-1]], dim=1)
         return waves - self.pre_emphasis * previous
@@ -126,4 +144,4 @@ class LogMel(nn.Module):
             center=False,
             return_complex=True,
         )
-        return torch.view_as_real(spectrum).square().sum(-1)
+        return spectrum.real.square() + spectrum.imag.square()

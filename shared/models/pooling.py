@@ -12,8 +12,8 @@ VARIANCE_FLOOR = 1e-4
 class AttentiveStatisticsPooling(nn.Module):
     """Channel- and context-dependent attentive statistics pooling.
 
-    Source: Desplanques et al., ECAPA-TDNN, Interspeech 2020, section 3.1; order of the layers and
-    floors as in spec lgl 4.1 (batch norm after the ReLU, unbiased variance as context).
+    Source: Desplanques et al., ECAPA-TDNN, Interspeech 2020, section 3.1; order of the layers as in
+    spec lgl 4.1 (batch norm after the ReLU), whose context and floor are the defaults.
     The attention sees each frame together with the utterance's mean and standard deviation; as the
     latter two are constant over time, their product with the weight is computed once per utterance.
     Statistics and softmax are fp32 under autocast.
@@ -21,10 +21,15 @@ class AttentiveStatisticsPooling(nn.Module):
     Args:
         channels: C of the frames.
         hidden: width of the attention.
+        correction: of the context's variance: 1 unbiased, 0 biased.
+        floor: of every variance, below which the deviation is its square root.
     """
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(
+        self, channels: int, hidden: int, correction: int = 1, floor: float = VARIANCE_FLOOR
+    ):
         super().__init__()
+        self.correction, self.floor = correction, floor
         self.context = nn.Conv1d(3 * channels, hidden, kernel_size=1)
         self.norm = nn.BatchNorm1d(hidden)
         self.score = nn.Conv1d(hidden, channels, kernel_size=1)
@@ -40,17 +45,17 @@ class AttentiveStatisticsPooling(nn.Module):
         mean = (weight * frames).sum(-1, keepdim=True)
         # equals sum(w x^2) - mean^2 without its cancellation
         variance = (weight * (frames - mean).square()).sum(-1)
-        return torch.cat([mean.squeeze(-1), variance.clamp(min=VARIANCE_FLOOR).sqrt()], dim=1)
+        return torch.cat([mean.squeeze(-1), variance.clamp(min=self.floor).sqrt()], dim=1)
 
     def _context(self, frames: Tensor, mask: Tensor | None) -> Tensor:
-        """Mean and unbiased standard deviation over time, (B, 2C)."""
+        """Mean and standard deviation over time, (B, 2C)."""
         mean = masked_mean(frames, mask)
         if mask is None:
-            variance = frames.var(-1)
+            variance = frames.var(-1, correction=self.correction)
         else:
             squares = zero_padding((frames - mean).square(), mask).sum(-1)
-            variance = squares / (mask.sum(-1) - 1)
-        return torch.cat([mean.squeeze(-1), variance.clamp(min=VARIANCE_FLOOR).sqrt()], dim=1)
+            variance = squares / (mask.sum(-1) - self.correction)
+        return torch.cat([mean.squeeze(-1), variance.clamp(min=self.floor).sqrt()], dim=1)
 
     def _scores(self, x: Tensor, context: Tensor) -> Tensor:
         weight, channels = self.context.weight, x.shape[1]

@@ -25,18 +25,27 @@ class WeightedSum(nn.Module):
         self.weight = nn.Parameter(torch.rand(states))
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
-        """Sums N states (B, T, D) to (B, T, D), one after the other: they are never stacked.
+        """Sums N states (B, T, D) to (B, T, D), as `weighted_sum`."""
+        return weighted_sum(states, self.weight)
 
-        Raises:
-            ValueError: other than N states.
-        """
-        if len(states) != len(self.weight):
-            raise ValueError(f'{len(states)} hidden states for {len(self.weight)} weights')
-        dtype = torch.promote_types(states[0].dtype, self.weight.dtype)
-        total = states[0].to(dtype) * self.weight[0]
-        for state, weight in zip(states[1:], self.weight[1:]):
-            total = torch.addcmul(total, weight, state.to(dtype))
-        return total
+
+def weighted_sum(states: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Sums N states (B, T, D) to (B, T, D), one after the other: they are never stacked.
+
+    Args:
+        states: N of (B, T, D).
+        weights: (N,).
+
+    Raises:
+        ValueError: other than N states.
+    """
+    if len(states) != len(weights):
+        raise ValueError(f'{len(states)} hidden states for {len(weights)} weights')
+    dtype = torch.promote_types(states[0].dtype, weights.dtype)
+    total = states[0].to(dtype) * weights[0]
+    for state, weight in zip(states[1:], weights[1:]):
+        total = torch.addcmul(total, weight, state.to(dtype))
+    return total
 
 
 def instance_norm(x: Tensor, mask: Tensor | None = None, eps: float = 1e-5) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training samples, the pair sampler and the two frameworks of papers/nawsv (spec 1, 2.7, 2.8, 5)."""
+"""Training samples and the two frameworks of papers/nawsv (spec 1, 2.7, 2.8, 5)."""
 
 from collections import Counter
 from dataclasses import replace
@@ -11,7 +11,7 @@ import torch
 from recipes import TINY_WAVLM
 
 from shared.augmentations.augment import augment_in_turn
-from shared.datasets.items import DataError, Utterances, collate
+from shared.datasets.items import Utterances, collate
 from shared.datasets.musan import Musan
 from shared.datasets.reading import AudioReader
 from shared.datasets.rirs import Rirs
@@ -30,83 +30,6 @@ RATE = 16000
 @pytest.fixture
 def nawsv(paper):
     return paper('nawsv')
-
-
-# --- the pair sampler (spec 2.7)
-
-
-def speakers_of(rng, counts):
-    return rng.permutation(np.repeat(np.arange(len(counts)), counts))
-
-
-@pytest.fixture
-def sampler(nawsv):
-    speakers = speakers_of(np.random.default_rng(0), [45, 7, 2, 1] + [30] * 20 + [80] * 6)
-
-    def make(rank=0, world_size=1, **changes):
-        values = {'batch_size': 8, 'seed': 3, 'most': 50, **changes}
-        return nawsv.data.PairBatches(speakers, rank=rank, world_size=world_size, **values)
-
-    return speakers, make
-
-
-def epoch_of(batches, epoch, batch=0):
-    batches.set_position(epoch, batch)
-    return list(batches)
-
-
-def test_pairs_are_of_one_speaker_and_no_speaker_is_twice_in_a_batch(sampler):
-    speakers, make = sampler
-    for epoch in (1, 2):
-        batches = make()
-        found = epoch_of(batches, epoch)
-        assert len(found) == len(batches) > 20
-        for batch in found:
-            assert len(batch) == 8 and {key[0] for key in batch} == {epoch}
-            first, second = (np.array([key[i] for key in batch]) for i in (1, 2))
-            assert (speakers[first] == speakers[second]).all() and (first != second).all()
-            assert len(set(speakers[first])) == 8
-
-
-def test_utterance_comes_at_most_once_an_epoch_and_a_speaker_at_most_as_often_as_told(sampler):
-    speakers, make = sampler
-    used = [i for batch in epoch_of(make(), 1) for _, *pair in batch for i in pair]
-    assert len(used) == len(set(used))
-    most = Counter(speakers[i] for i in used)
-    assert max(most.values()) <= 50 and 1 <= most[24] and 3 not in most  # speaker 3 has one file
-
-
-def test_pairs_equal_the_algorithm_written_out(sampler):
-    speakers, make = sampler
-    batches = make()
-    rng = np.random.default_rng(np.random.SeedSequence(3, spawn_key=(1,)))
-    pairs = []
-    for speaker in range(max(speakers) + 1):
-        rows = rng.permutation(np.flatnonzero(speakers == speaker)).tolist()
-        rows = rows[: min(len(rows), 50) // 2 * 2]
-        pairs += [rows[i : i + 2] for i in range(0, len(rows), 2)]
-    kept = []
-    for pair in rng.permutation(np.array(pairs)).tolist():
-        block = kept[len(kept) // 8 * 8 :]
-        if speakers[pair[0]] not in [speakers[other[0]] for other in block]:
-            kept.append(pair)
-    expected = [kept[i : i + 8] for i in range(0, len(kept) // 8 * 8, 8)]
-    assert [[list(key[1:]) for key in batch] for batch in epoch_of(batches, 1)] == expected
-
-
-def test_ranks_share_the_global_batches_and_a_position_continues_them(sampler):
-    _, make = sampler
-    whole = epoch_of(make(), 5)
-    shares = [epoch_of(make(rank, 2), 5) for rank in (0, 1)]
-    assert [a + b for a, b in zip(*shares)] == whole
-    assert epoch_of(make(), 5, batch=3) == whole[3:]
-    assert epoch_of(make(), 6) != whole and epoch_of(make(seed=4), 5) != whole
-
-
-def test_fewer_speakers_than_a_batch_needs_are_refused(nawsv):
-    speakers = np.repeat(np.arange(5), 20)
-    with pytest.raises(DataError, match='batch of 6 pairs: there are 5 speakers'):
-        nawsv.data.PairBatches(speakers, 6, seed=0)
 
 
 # --- samples (spec 2.2, 2.4, 2.7, 2.8)

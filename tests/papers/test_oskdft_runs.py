@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from recipes import TINY_WAVLM, TORCHRUN, Recipe, logged, same, small_corpus, table_of, weights
+from recipes import (
+    TINY_WAVLM,
+    TORCHRUN,
+    Recipe,
+    logged,
+    same,
+    small_ssl_corpus,
+    ssl_paths,
+    table_of,
+    weights,
+)
 
 from shared.models.ssl_checkpoints import write_ssl
 from shared.models.ssl_encoder import SslEncoder
@@ -39,30 +49,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
-    """A demo corpus with a pre-trained model of random weights beside it."""
-    root = tmp_path_factory.mktemp('corpus') / 'demo'
-    made = small_corpus(root)
-    torch.manual_seed(0)
-    write_ssl(TINY_WAVLM, SslEncoder(TINY_WAVLM).state_dict(), root / 'wavlm')
-    return made
+    return small_ssl_corpus(tmp_path_factory.mktemp('corpus') / 'demo')
 
 
-def paths(corpus):
-    """The arguments that name what is in the corpus."""
-    return {
-        'path_ssl': corpus.root / 'wavlm',
-        'path_train': corpus.train,
-        'list_train': corpus.train_list,
-        'path_test': corpus.vox1,
-        'trials_test': corpus.trials['O'],
-        'path_valid': corpus.vox1,
-        'trials_valid': corpus.trials['valid'],
-        'path_musan': corpus.musan,
-        'path_rir': corpus.rirs,
-    }
-
-
-OSKDFT = Recipe('oskdft', 'OS-KDFT', SMALL, paths)
+OSKDFT = Recipe('oskdft', 'OS-KDFT', SMALL, ssl_paths)
 SYSTEM_A = {'preset': 'vox2_w2v2', 'student_warmup': 1, 'DA_p': 1.0, 'as_norm': 'true'}
 SYSTEM_A |= {'cohort_speakers': 5, 'cohort_top': 3}
 

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from shared.datasets import demo
+from shared.models.ssl_checkpoints import write_ssl
 from shared.models.ssl_config import SslConfig
+from shared.models.ssl_encoder import SslEncoder
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
@@ -45,6 +47,27 @@ def small_corpus(folder):
         musan_files=(4, 9, 4),
         rooms=3,
     )
+
+
+def small_ssl_corpus(folder):
+    """`small_corpus`, and beside it a pre-trained WavLM of random weights."""
+    made = small_corpus(folder)
+    torch.manual_seed(0)
+    write_ssl(TINY_WAVLM, SslEncoder(TINY_WAVLM).state_dict(), folder / 'wavlm')
+    return made
+
+
+def ssl_paths(corpus):
+    """The arguments that name what is in a `small_ssl_corpus`."""
+    return {
+        'path_ssl': corpus.root / 'wavlm',
+        'path_train': corpus.train,
+        'list_train': corpus.train_list,
+        'path_test': corpus.vox1,
+        'trials_test': corpus.trials['O'],
+        'path_musan': corpus.musan,
+        'path_rir': corpus.rirs,
+    }
 
 
 @dataclass

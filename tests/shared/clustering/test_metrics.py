@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from shared.clustering.metrics import cluster_sizes, nmi, purity
+from shared.clustering.metrics import ari, cluster_sizes, nmi, purity
 
 
 def labelled(seed=0):
@@ -31,6 +31,17 @@ def test_nmi_ignores_the_names_of_clusters():
     renamed = np.random.default_rng(1).permutation(8)[labels]
     assert nmi(classes, renamed) == pytest.approx(nmi(classes, labels))
     assert nmi(classes, classes + 3) == pytest.approx(100)
+
+
+def test_ari_counts_pairs_that_stay_together():
+    classes, labels = labelled()
+    together = lambda x: np.equal.outer(x, x)[np.triu_indices(300, 1)]  # noqa: E731
+    a, b = together(classes), together(labels)
+    chance = a.mean() * b.sum()
+    expected = ((a & b).sum() - chance) / ((a.sum() + b.sum()) / 2 - chance)
+    assert ari(classes, labels) == pytest.approx(100 * expected)
+    assert ari(classes, classes + 3) == pytest.approx(100)
+    assert 5 < 100 * expected < 95
 
 
 def test_purity_counts_the_majority_of_each_cluster():

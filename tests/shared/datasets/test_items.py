@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shared.datasets.items import DataError, Sample, Utterances, collate
+from shared.datasets.items import DataError, Sample, Utterances, collate, to_device
 
 ROOT = Path('root')
 
@@ -113,3 +113,30 @@ def test_collate_gathers_what_was_skipped_and_converted():
     batch = collate([first, second])
     assert batch['skipped'] == ['a', 'b', 'c']
     assert batch['converted'] == {'resampled': 3, 'mixed': 1}
+
+
+def test_collate_makes_a_batch_of_its_own_of_crops_of_another_length():
+    """Rows count within that batch; what was skipped stands in the outer one alone."""
+    short = np.ones(4, np.float32)
+    inner = [sample(i, noises=[(i, (i + 1) * short, 9.0)], length=4) for i in range(2)]
+    outer = [sample(i, noises=[(1, np.ones(6, np.float32), 5.0)]) for i in range(2)]
+    for parent, child in zip(outer, inner):
+        parent.more['locals'] = child
+        parent.skipped = ['bad']
+    batch = collate(outer)
+    assert batch['waves'].shape == (2, 2, 6) and batch['locals']['waves'].shape == (2, 2, 4)
+    assert batch['noise_row'].tolist() == [1, 3]
+    assert batch['locals']['noise_row'].tolist() == [0, 3]
+    assert torch.equal(batch['locals']['noise'], torch.stack([torch.ones(4), 2 * torch.ones(4)]))
+    assert batch['skipped'] == ['bad', 'bad'] and 'skipped' not in batch['locals']
+    assert set(batch) - set(batch['locals']) == {'locals', 'skipped', 'converted'}
+
+
+def test_to_device_moves_every_tensor_also_of_a_batch_inside():
+    parent = sample(0)
+    parent.more['locals'] = sample(0, length=4)
+    parent.converted = Counter(resampled=2)
+    moved = to_device(collate([parent]), 'meta')
+    assert moved['waves'].device.type == moved['locals']['waves'].device.type == 'meta'
+    assert moved['locals']['noise_turns'] == [] and moved['converted'] == Counter(resampled=2)
+    assert isinstance(moved['converted'], Counter)

@@ -112,6 +112,45 @@ def test_musan_noises_average_all_files_where_there_are_fewer(tmp_path):
     assert noise == pytest.approx(1 / 4 + 1 / 128, abs=1e-4)
 
 
+def test_musan_several_are_different_files_with_an_snr_each(tmp_path):
+    musan, sizes = constants(tmp_path), set()
+    for seed in range(100):
+        found = musan.several('speech', 20, np.random.default_rng(seed), RANGES['speech'])
+        rng = np.random.default_rng(seed)  # the same draws, written out
+        files = rng.choice(8, size=int(rng.integers(3, 6)), replace=False)
+        assert len(found) == len(files)
+        for file, (noise, snr) in zip(files, found):
+            rng.integers(50 - 20 + 1)
+            assert noise.shape == (20,) and noise.dtype == np.float32
+            assert noise == pytest.approx(file / 64 + 1 / 4, abs=1e-4)
+            assert snr == rng.uniform(2, 3)
+        sizes.add(len(found))
+    assert sizes == {3, 4, 5}
+    [(noise, snr)] = musan.several('noise', 20, np.random.default_rng(0), RANGES['noise'])
+    assert noise.max() < 1 / 4 and 0 <= snr < 1
+
+
+def test_musan_finds_the_three_layouts_of_its_files(tmp_path):
+    """As distributed, 8 s pieces beside each other, 5 s pieces in a folder each (wavlm_ssl 2.3)."""
+    layouts = {
+        'raw': ['free-sound/noise-free-sound-0000.wav', 'sound-bible/noise-sound-bible-0001.wav'],
+        'beside': [
+            'free-sound/noise-free-sound-0000_0.wav',
+            'sound-bible/x_8.wav',
+            'us-gov/y_16.wav',
+        ],
+        'deeper': ['free-sound/noise-free-sound-0000/00000.wav', 'sound-bible/x/00003.wav'],
+    }
+    for layout, names in layouts.items():
+        for category in CATEGORIES:
+            for name in names:
+                path = tmp_path / layout / category / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, np.zeros(10), 16000, subtype='PCM_16')
+        files = Musan(tmp_path / layout, AudioReader()).files
+        assert files['music'].tolist() == sorted(f'music/{name}'.encode() for name in names)
+
+
 def test_musan_says_what_is_missing(tmp_path):
     with pytest.raises(DataError, match='path of the MUSAN folder is empty'):
         Musan('', AudioReader())

@@ -16,17 +16,17 @@ def signal(samples):
     return wave.float().unsqueeze(0)
 
 
-def naive_log_mel(wave):
+def naive_log_mel(wave, emphasis=0.97, band=(20, 7600), window_mean=0.54):
     """Spec lgl 3 in float64 with loops over frames and filters, before the mean is removed."""
     x = np.asarray(wave, dtype=np.float64)
     emphasised = np.empty_like(x)
-    emphasised[0] = x[0] - 0.97 * x[1]
+    emphasised[0] = x[0] - emphasis * x[1]
     for t in range(1, len(x)):
-        emphasised[t] = x[t] - 0.97 * x[t - 1]
+        emphasised[t] = x[t] - emphasis * x[t - 1]
     padded = np.concatenate([emphasised[256:0:-1], emphasised, emphasised[-2:-258:-1]])
     window = np.zeros(512)
-    window[56:456] = 0.54 - 0.46 * np.cos(2 * np.pi * np.arange(400) / 400)
-    low, high = (2595 * np.log10(1 + f / 700) for f in (20, 7600))
+    window[56:456] = window_mean - (1 - window_mean) * np.cos(2 * np.pi * np.arange(400) / 400)
+    low, high = (2595 * np.log10(1 + f / 700) for f in band)
     edges = 700 * (10 ** (np.linspace(low, high, 82) / 2595) - 1)
     bins = np.linspace(0, 8000, 257)
     features = np.empty((80, 1 + len(x) // 160))
@@ -76,6 +76,29 @@ def test_features_equal_the_definition_written_with_loops():
     expected = naive_log_mel(wave[0])
     expected -= expected.mean(axis=1, keepdims=True)
     np.testing.assert_allclose(LogMel()(wave)[0][0], expected, atol=2e-3)
+
+
+@pytest.mark.parametrize('window, mean', [('hann', 0.5), ('hamming', 0.54)])
+def test_bands_of_unit_variance_equal_the_definition_written_with_loops(window, mean):
+    """Spec wavlm_ssl 8.1."""
+    wave = torch.randn(1, 1700, generator=torch.Generator().manual_seed(0)) * 0.1
+    expected = naive_log_mel(wave[0], emphasis=0, band=(0, 8000), window_mean=mean)
+    expected -= expected.mean(axis=1, keepdims=True)
+    expected /= np.sqrt((expected**2).mean(axis=1, keepdims=True) + 1e-5)
+    frontend = LogMel(pre_emphasis=0, f_min=0, f_max=8000, window=window, unit_variance=True)
+    features, _ = frontend(wave)
+    np.testing.assert_allclose(features[0], expected, atol=2e-3)
+
+
+def test_padded_batch_of_unit_variance_gives_the_features_of_single_waves():
+    frontend = LogMel(pre_emphasis=0, f_min=0, f_max=8000, window='hann', unit_variance=True)
+    lengths = torch.tensor([400, 2239])
+    waves = torch.randn(2, 2239, generator=torch.Generator().manual_seed(1)) * 0.1
+    features, frames = frontend(waves, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        alone, _ = frontend(waves[row : row + 1, :length])
+        torch.testing.assert_close(features[row, :, : frames[row]], alone[0], rtol=1e-5, atol=1e-4)
+        assert (features[row, :, frames[row] :] == 0).all()
 
 
 def test_padded_batch_gives_the_features_of_single_waves_whatever_the_padding_holds():

@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from shared.optim.schedules import cosine, exponential_steps, set_lr
+from shared.optim.schedules import (
+    cosine,
+    cosine_momentum,
+    exponential_steps,
+    set_lr,
+    warmup_cosine,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +28,33 @@ def test_cosine_gives_the_published_rates(done, lr):
 def test_cosine_ends_at_the_minimum_and_may_be_constant():
     assert cosine(1.0, 0.1, 10, 10) == pytest.approx(0.1)
     assert cosine(0.3, 0.3, 7, 10) == 0.3
+
+
+@pytest.mark.parametrize(  # spec wavlm_ssl 8.2: 70 epochs of 100 steps, 10 of them warm-up
+    'step, lr',
+    [
+        (0, 0.0),
+        (1, 0.325 / 999),
+        (999, 0.325),
+        (1000, 0.325),
+        (4000, 0.162505),
+        (6999, 1.0022e-5),
+    ],
+)
+def test_warmup_cosine_gives_the_published_rates(step, lr):
+    assert warmup_cosine(0.325, 1e-5, step, 1000, 7000) == pytest.approx(lr, rel=1e-4)
+
+
+def test_warmup_cosine_without_warm_up_starts_at_the_peak():
+    assert warmup_cosine(0.3, 0.1, 0, 0, 10) == 0.3
+    assert warmup_cosine(0.3, 0.1, 0, 1, 10) == 0  # a single step of warm-up is its first
+    assert warmup_cosine(0.3, 0.1, 1, 1, 10) == 0.3
+
+
+def test_cosine_momentum_gives_the_published_values():
+    assert cosine_momentum(0.996, 0, 7000) == pytest.approx(0.996, abs=1e-12)
+    assert cosine_momentum(0.996, 3500, 7000) == pytest.approx(0.998, abs=1e-12)
+    assert 1 - cosine_momentum(0.996, 6999, 7000) == pytest.approx(2e-10, rel=0.01)
 
 
 def test_set_lr_reaches_every_group():

@@ -1,0 +1,66 @@
+"""One epoch on pseudo-labels, embeddings of the training set, and validation."""
+
+import torch
+
+from shared import ddp
+from shared.augmentations.augment import augment
+from shared.datasets.items import to_device
+from shared.datasets.voxceleb import known_name
+from shared.evaluation.crops import verify_by_crops
+from shared.evaluation.extraction import extract
+from shared.precision import autocast
+
+
+def finetune_epoch(title, epoch, done, gate, loop, parallel, optimizer, args):
+    """AAM-softmax on pseudo-labels behind the gate; `done` epochs came before this phase's."""
+    parallel.train()
+    for group in optimizer.param_groups:
+        group['lr'] = group['first_lr'] * args['lr_decay'] ** (done + epoch - 1)
+    correct = done + epoch >= args['lc_epoch']
+    for batch in loop.batches(title):
+        batch = to_device(batch, args['device'])
+        waves, clean = augment(batch).unbind(1)  # (B, L) each
+        with autocast(args['device'], args['amp']):
+            loss, logged, losses, gated = parallel(
+                waves, clean, batch['labels'], gate.log_gate, correct
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        # With nothing learnt, moments and weight decay would still move the weights (quirk 6).
+        # To know waits for the device, so only gated epochs ask.
+        if not gate.active or ddp.all_reduce((gated.kept | gated.corrected).sum()) > 0:
+            optimizer.step()
+        gate.record.note(batch['index'], losses, gated)
+        loop.meters.update(logged)
+    means = loop.means()
+    learnt = means['kept'] + means['corrected']
+    means['accuracy'] = 100 * means.pop('hits') / max(learnt, 1e-12)  # of what is learnt
+    means |= {f'{name} %': 100 * means.pop(name) for name in ('kept', 'corrected')}
+    rates = {f'lr_{g["name"]}': g['lr'] for g in optimizer.param_groups[:2]}
+    threshold = {'threshold': gate.log_gate} if gate.active else {}
+    return {**means, **threshold, **rates}
+
+
+def embeddings_of(embed, corpus, args, noisy=False):
+    """Raw embeddings (N, D) of every training file, whole; a row of NaN for an unreadable one."""
+    embed.to(args['device']).eval()
+    if noisy:  # quirk 4: with dropout and LayerDrop
+        for part in embed.children():
+            part.train()
+    with torch.compiler.set_stance('force_eager'):  # every length would be compiled anew
+        return extract(embed, corpus.whole_loader(), len(corpus.train), args['device'])
+
+
+def validate(embed, trial_files, args, resamples=0, full=True):
+    """Records of a list by crops, whole files and both (`verify_by_crops`), and scores of the last."""
+    return verify_by_crops(
+        embed,
+        trial_files,
+        count=args['num_eval'],
+        size=args['eval_frames'] * 160 + 240,  # samples, as the crops of training (spec 2.2)
+        full=full,
+        device=args['device'],
+        known_name=known_name(len(trial_files.trials)),
+        eer_rule=args['eer_rule'],
+        resamples=resamples,
+    )

@@ -1,0 +1,230 @@
+import contextlib
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from shared.datasets.items import Sample, collate
+from shared.losses.dino import DinoLoss, RedundancyLoss
+from shared.meters import Meters
+
+ARGS = {
+    'device': 'cpu',
+    'amp': False,
+    'dino': 'rdino',
+    'dino_epoch': 4,
+    'dino_lr': 0.2,
+    'dino_lr_min': 1e-5,
+    'dino_warmup': 1,
+    'dino_weight_decay': 0.1,
+    'dino_clip': 3.0,
+    'dino_momentum': 0.9,
+    'dino_outputs': 11,
+    'dino_hidden': 10,
+    'dino_bottleneck': 6,
+    'dino_regulariser': 12,
+    'reg_divisor': 11,
+    'reg_std': 10.0,
+    'reg_cov': 1.0,
+    'reg_weight': (0.05, 0.2),
+    'reg_epochs': 10,
+    'teacher_temperature': 0.04,
+    'student_temperature': 0.1,
+    'centre_momentum': 0.9,
+    'dino_width': 8,
+    'dino_mfa_width': 12,
+    'dino_attention_width': 4,
+    'dino_se_width': 4,
+    'dino_embed_size': 5,
+    'freeze_last_epoch': 1,
+}
+
+
+@pytest.fixture
+def dino(paper):
+    return paper('wavlm_ssl').dino
+
+
+@pytest.fixture
+def method(dino):
+    torch.manual_seed(0)
+    return dino.dino_framework(ARGS).train()
+
+
+def crops(seed=1, count=3):
+    """Global (B, 2, L) and local crops (B, 4, l)."""
+    generator = torch.Generator().manual_seed(seed)
+    return [0.1 * torch.randn(count, v, n, generator=generator) for v, n in ((2, 4000), (4, 2000))]
+
+
+def batch_of(seed):
+    """Batch of global crops, whose locals are another."""
+    batch, local = (
+        collate([Sample(waves=w.numpy(), label=-1, index=i) for i, w in enumerate(x)])
+        for x in crops(seed)
+    )
+    local.pop('skipped'), local.pop('converted')
+    return {**batch, 'locals': local}
+
+
+class FakeLoop:
+    """What `dino_epoch` needs of a loop: batches, means, and where a stopped epoch goes on."""
+
+    def __init__(self, batches, done=0):
+        self.loader, self.meters, self.batches_done = batches, Meters(), done
+
+    def batches(self, title):
+        yield from self.loader[self.batches_done :]
+
+    def means(self):
+        return self.meters.means()
+
+
+def test_losses_are_those_of_crops_one_after_the_other(dino, method):
+    long, short = crops()
+    with torch.no_grad():
+        losses, targets = copy.deepcopy(method)(long, short, 0.3)
+    student, teacher = copy.deepcopy(method.student), copy.deepcopy(method.teacher)
+    with torch.no_grad():
+        of_long = student['encoder'](torch.cat([long[:, 0], long[:, 1]]))
+        of_short = student['encoder'](torch.cat([short[:, v] for v in range(4)]))
+        logits, wide = student['head'](torch.cat([of_long, of_short]))
+        embeddings = teacher['encoder'](torch.cat([long[:, 0], long[:, 1]]))
+        expected_targets, wide_target = teacher['head'](embeddings)
+        dino_loss = DinoLoss(11)(logits, expected_targets)
+        reg_loss = RedundancyLoss(11)(wide[:6], wide_target)
+    torch.testing.assert_close(targets, expected_targets)
+    torch.testing.assert_close(losses['dino_loss'], dino_loss)
+    torch.testing.assert_close(losses['reg_loss'], reg_loss)
+    torch.testing.assert_close(losses['loss'], dino_loss + 0.3 * reg_loss)
+    assert 0 <= losses['spread'] <= 1
+
+
+def test_plain_recipe_has_no_regulariser_and_another_window(dino):
+    torch.manual_seed(0)
+    plain = dino.dino_framework({**ARGS, 'dino': 'dino', 'dino_regulariser': 0})
+    losses, _ = plain(*crops())
+    assert 'reg_loss' not in losses and losses['loss'] is losses['dino_loss']
+    window = plain.student['encoder'].frontend.window
+    torch.testing.assert_close(window, torch.hamming_window(400))
+    torch.testing.assert_close(dino.dino_encoder(ARGS).frontend.window, torch.hann_window(400))
+
+
+def test_teacher_starts_as_a_copy_and_never_learns(method):
+    for ours, theirs in zip(method.student.parameters(), method.teacher.parameters()):
+        assert torch.equal(ours, theirs) and not theirs.requires_grad and ours is not theirs
+    losses, targets = method(*crops())
+    losses['loss'].backward()
+    assert not targets.requires_grad
+    assert all(p.grad is None for p in method.teacher.parameters())
+    assert all(p.grad is not None for p in method.student.parameters())
+    assert len(method.learnable()) == len(list(method.student.parameters()))
+
+
+def test_teacher_follows_the_student_in_its_parameters_alone(method):
+    """Batch statistics are those of the teacher's own batches (quirk 30)."""
+    before = copy.deepcopy(method.teacher.state_dict())
+    with torch.no_grad():
+        for parameter in method.student.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        for buffer in method.student.buffers():
+            buffer.add_(1)
+    method.update_teacher(0.75)
+    parameters = dict(method.student.named_parameters())
+    for name, value in method.teacher.state_dict().items():
+        expected = before[name]
+        if name in parameters:
+            expected = 0.75 * expected + 0.25 * parameters[name]
+        torch.testing.assert_close(value, expected)
+    method(*crops())
+    running = 'encoder.network.stem.norm.running_mean'
+    assert not torch.equal(method.teacher.state_dict()[running], before[running])
+
+
+def test_only_matrices_decay(method):
+    matrices, vectors = method.groups(0.3)
+    assert matrices['weight_decay'] == 0.3 and vectors['weight_decay'] == 0
+    assert all(p.ndim > 1 for p in matrices['params'])
+    assert all(p.ndim == 1 for p in vectors['params'])
+    assert len(matrices['params']) + len(vectors['params']) == len(method.learnable())
+
+
+def test_what_is_handed_on_is_the_encoder_of_the_teacher(dino, method):
+    with torch.no_grad():
+        next(method.teacher['encoder'].parameters()).fill_(0.5)
+    encoder = dino.dino_encoder(ARGS)
+    encoder.load_state_dict(method.networks()['encoder'])
+    assert (next(encoder.parameters()) == 0.5).all()
+
+
+def test_each_gradient_is_clipped_on_its_own(dino):
+    parameters = [torch.zeros(n, requires_grad=True) for n in (4, 9, 2)]
+    parameters[0].grad = torch.full((4,), 5.0)  # norm 10
+    parameters[1].grad = torch.full((9,), 0.5)  # norm 1.5
+    dino.clip_each(parameters, 3.0)
+    assert parameters[0].grad.tolist() == pytest.approx([1.5] * 4)
+    assert parameters[1].grad.tolist() == [0.5] * 9
+    assert parameters[2].grad is None
+
+
+def test_regulariser_grows_on_a_line_with_both_ends_and_stays(dino):
+    expected = [*np.linspace(0.05, 0.2, 10), 0.2, 0.2]
+    found = [dino.regulariser_weight(epoch, ARGS) for epoch in range(1, 13)]
+    assert found == pytest.approx(expected)
+
+
+def naive_epoch(dino, method, optimizer, epoch, batches):
+    """The steps of an epoch of 2 batches in plain words."""
+    for i, batch in enumerate(batches):
+        step = (epoch - 1) * 2 + i
+        lr, momentum = dino.schedules(step, 2, ARGS)
+        for group in optimizer.param_groups:
+            group['lr'] = lr
+        losses, targets = method(
+            batch['waves'], batch['locals']['waves'], dino.regulariser_weight(epoch, ARGS)
+        )
+        optimizer.zero_grad()
+        losses['loss'].backward()
+        for name, parameter in method.named_parameters():
+            if parameter.grad is None:
+                continue
+            norm = parameter.grad.norm()
+            if norm > 3:
+                parameter.grad *= 3 / norm
+            if 'last_layer' in name and epoch == 1:
+                parameter.grad = None
+        optimizer.step()
+        for a, b in zip(method.teacher.parameters(), method.student.parameters()):
+            a.data = momentum * a.data + (1 - momentum) * b.data
+        method.criterion.centre = 0.9 * method.criterion.centre + 0.1 * targets.mean(0)
+
+
+@pytest.mark.parametrize('epoch', [1, 2])
+def test_epoch_equals_its_steps_in_plain_words(dino, method, epoch):
+    batches = [batch_of(seed) for seed in (3, 4)]
+    other = copy.deepcopy(method)
+    optimizer, theirs = (dino.dino_optimizer(m, ARGS) for m in (method, other))
+    first = method.student['head'].last_layer.weight.clone()
+    metrics = dino.dino_epoch('', epoch, FakeLoop(batches), method, optimizer, ARGS)
+    naive_epoch(dino, other, theirs, epoch, batches)
+    for (name, ours), expected in zip(method.state_dict().items(), other.state_dict().values()):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5, msg=name)
+    frozen = torch.equal(first, method.student['head'].last_layer.weight)
+    assert frozen == (epoch == 1)
+    lr, momentum = dino.schedules(2 * epoch - 1, 2, ARGS)
+    assert (metrics['lr'], metrics['teacher_momentum']) == (lr, momentum)
+    assert {'loss', 'dino_loss', 'reg_loss', 'spread', 'reg_weight'} <= metrics.keys()
+
+
+def test_a_stopped_epoch_goes_on_with_the_step_it_was_at(dino, method, monkeypatch):
+    batches = [batch_of(seed) for seed in (3, 4, 5)]
+    steps = []
+    schedules = dino.schedules
+    monkeypatch.setattr(
+        dino, 'schedules', lambda step, *more: steps.append(step) or schedules(step, *more)
+    )
+    optimizer = dino.dino_optimizer(method, ARGS)
+    with contextlib.suppress(ZeroDivisionError):
+        dino.dino_epoch('', 3, FakeLoop(batches, done=1), method, optimizer, ARGS)
+    assert steps[:2] == [7, 8]
