@@ -21,8 +21,8 @@ $(STAMP): requirements.txt pyproject.toml
 demo: $(STAMP)   ## LGL on the built-in synthetic corpus, with a report; minutes on two cores
 	$(BIN)/python papers/lgl/main.py --demo
 
-test: $(STAMP)   ## every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+test: $(STAMP)   ## every test, two files at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)   ## ruff, format check, mypy on shared/
 	$(BIN)/ruff check .
