@@ -223,8 +223,8 @@ DEMO = {
     'target_layers': (1, 2, 3),
     'kd_cosine': 'mean',  # the published weight of the cosine takes more steps than these
     'embed_size': 64,
-    'epoch': 6,
-    'distil_epoch': 6,
+    'epoch': 5,
+    'distil_epoch': 5,
     'batch_size': 32,
     'lr': 1e-3,
     'lr_min': 1e-3,

@@ -32,7 +32,7 @@ def use_demo_corpus(args):
         path_train=str(corpus.train),
         list_train=str(corpus.train_list),
         path_test=str(corpus.vox1),
-        trials_test=tuple(str(corpus.trials[name]) for name in 'OEH'),
+        trials_test=(str(corpus.trials['O']),),
         path_musan=str(corpus.musan),
         path_rir=str(corpus.rirs),
     )

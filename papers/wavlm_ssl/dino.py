@@ -130,7 +130,7 @@ def dino_framework(args):
 
 
 def dino_optimizer(framework, args):
-    """SGD; `dino_epoch` sets the rate of each step."""
+    """SGD, as both authors; `dino_epoch` sets the rate of each step."""
     groups = framework.groups(args['dino_weight_decay'])
     return torch.optim.SGD(groups, lr=args['dino_lr'], momentum=0.9)
 
