@@ -120,6 +120,7 @@ class ExperimentArgs:
     margin: float = 0.2  # radians
     scale: float = 30.0
     gate_epoch: int = 5  # first with the loss gate, from the losses of the epoch before
+    gate_least: float = 0.0  # share of the samples that pass at least; ours, for short runs
     lc_epoch: int = 9  # first with label correction
     lc: Literal['hard', 'soft', 'none'] = 'hard'  # slides: soft targets
     lc_threshold: float = 0.5  # least probability of a corrected label
@@ -163,6 +164,7 @@ class ExperimentArgs:
             0 <= self.clusters <= self.centroids,
             f'clusters {self.clusters}: at most the {self.centroids} centroids, or 0',
         )
+        check(0 <= self.gate_least < 1, f'gate_least {self.gate_least}: a share, 0 to below 1')
         check(2 <= self.gate_epoch, 'gate_epoch: 2 or more, the epoch before gives the gate')
         for name in ('snr_noise', 'snr_speech', 'snr_music', 'babble', 'dino_rir_gain'):
             low, high = getattr(self, name)
@@ -229,6 +231,7 @@ DEMO = {
     'margin': 0.05,
     'scale': 15.0,
     'gate_epoch': 7,
+    'gate_least': 0.7,  # before most labels are learnt the gate would keep a few per cent
     'lc_epoch': 9,
     'lc_temperature': 1.0,  # after so few steps 0.1 would make every guess a certainty
     'lmft_epochs': 1,

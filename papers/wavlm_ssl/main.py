@@ -127,12 +127,13 @@ def recipe(seed, corpus, tests, logger, args):
         measure(f'round{number}', system_of(model, args), quality=quality_of(labels, corpus))
         newest = model
 
-    # large-margin fine-tuning
+    # large-margin fine-tuning; of a run with more rounds it is another
     if args['lmft_epochs'] > 0:
-        model = folder / 'lmft' / 'model.pt'
+        name = f'lmft{args["rounds"]}'
+        model = folder / name / 'model.pt'
         if not step('lmft', model, finetune, labels, newest):
             return scored
-        measure('lmft', system_of(model, args))
+        measure(name, system_of(model, args))
     return scored
 
 

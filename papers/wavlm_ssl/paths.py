@@ -48,9 +48,10 @@ def last_model(args):
         UserError: there is none yet.
     """
     folder = Path(args['path_log']) / f'seed{args["seeds"][-1]}'
-    for step in ('lmft', *(f'round{r}' for r in range(args['rounds'], -1, -1))):
-        if (folder / step / 'model.pt').exists():
-            return folder / step / 'model.pt'
+    for number in range(args['rounds'], -1, -1):
+        for step in (f'lmft{number}', f'round{number}'):
+            if (folder / step / 'model.pt').exists():
+                return folder / step / 'model.pt'
     raise UserError(
         f'{folder}: no model.pt in lmft or round*; train first, or name a file with --published'
     )

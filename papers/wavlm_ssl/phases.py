@@ -84,7 +84,10 @@ class DynamicGate:
         losses = self.record.values()
         if epoch >= args['gate_epoch'] and np.isfinite(losses).any():
             found = fit_gate(losses).threshold
-            self.log_gate = self.log_gate if found is None else found
+            if found is not None:
+                seen = losses[np.isfinite(losses)]
+                least = np.quantile(np.maximum(seen, SMALLEST), args['gate_least'])
+                self.log_gate = max(found, float(np.log(least)))
         self.record.clear()
 
     def write_losses(self, file):

@@ -280,3 +280,60 @@ def test_two_processes_give_the_record_and_the_gate_of_one(run_ranks):
         np.testing.assert_array_equal(found_values, values)
         for a, b in zip(found_fates, fates):
             np.testing.assert_array_equal(a, b)
+
+
+# --- the gate from epoch to epoch (phases.DynamicGate)
+
+
+def dynamic(paper, losses, **changes):
+    """A gate that has seen these losses in the epoch before, and args."""
+    module = paper('wavlm_ssl')
+    gate = module.phases.DynamicGate(len(losses), 'cpu')
+    gate.record.losses.copy_(torch.as_tensor(losses))
+    return gate, {'gate_epoch': 5, 'gate_least': 0.0, **changes}
+
+
+def mixed(seed=0):
+    rng = np.random.default_rng(seed)
+    logs = np.r_[rng.normal(-1.6, 1.0, 800), rng.normal(3.0, 0.12, 200)]
+    return np.exp(logs)
+
+
+def test_dynamic_gate_is_open_before_its_first_epoch_and_then_that_of_the_epoch_before(paper):
+    gate, args = dynamic(paper, mixed())
+    gate.begin(4, args)
+    assert not gate.active and np.isnan(gate.record.values()).all()
+    gate, args = dynamic(paper, mixed())
+    gate.begin(5, args)
+    assert gate.active and 1.0 < gate.log_gate < 3.0
+    assert np.isnan(gate.record.values()).all()
+
+
+def test_dynamic_gate_keeps_the_old_threshold_where_the_densities_do_not_cross(paper):
+    gate, args = dynamic(paper, np.ones(50))
+    gate.log_gate = 0.7
+    gate.begin(6, args)
+    assert gate.log_gate == 0.7
+
+
+def test_dynamic_gate_lets_the_least_share_pass(paper):
+    losses = mixed()
+    gate, args = dynamic(paper, losses, gate_least=0.95)
+    gate.begin(5, args)
+    assert gate.log_gate == pytest.approx(np.log(np.quantile(losses, 0.95)), rel=1e-5)
+    other, args = dynamic(paper, losses, gate_least=0.5)
+    other.begin(5, args)
+    assert other.log_gate < gate.log_gate and other.log_gate > np.log(np.quantile(losses, 0.5))
+
+
+def test_dynamic_gate_goes_on_from_its_state_and_from_the_losses_of_another_phase(paper, tmp_path):
+    gate, args = dynamic(paper, np.r_[mixed(), np.nan])
+    gate.write_losses(tmp_path / 'losses.npz')
+    gate.begin(5, args)
+    other, _ = dynamic(paper, np.zeros(1001))
+    other.load_losses(tmp_path / 'losses.npz')
+    other.begin(16, args)
+    assert other.log_gate == gate.log_gate
+    third, _ = dynamic(paper, np.zeros(1001))
+    third.load_state_dict(gate.state_dict())
+    assert third.log_gate == gate.log_gate

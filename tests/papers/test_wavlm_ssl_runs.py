@@ -61,7 +61,7 @@ SMALL = {
     'keep_checkpoints': 4,
     'usable_gpu': '',
 }
-STEPS = ['dino', 'round0', 'round1', 'lmft']
+STEPS = ['dino', 'round0', 'round1', 'lmft1']
 pytestmark = pytest.mark.slow
 
 
@@ -102,7 +102,7 @@ def test_recipe_leaves_every_step_the_table_its_plots_and_the_authors_files(corp
         assert ('NMI %' in row) == row['step'].startswith('round')
         assert row['step'] in printed
     plots = [f'seed1/{step}/plots/gate_{e:02d}.png' for step in STEPS[1:3] for e in (1, 2, 3)]
-    plots += ['seed1/lmft/plots/gate_01.png', 'seed1/round1/plots/shares.png', 'plots/steps.png']
+    plots += ['seed1/lmft1/plots/gate_01.png', 'seed1/round1/plots/shares.png', 'plots/steps.png']
     for name in (*plots, 'report.html', 'results.json', 'seed1/round0/losses.npz'):
         assert (folder / name).stat().st_size > 0, name
     model = weights(folder / 'seed1/round0/model.pt')
@@ -124,7 +124,7 @@ def test_gate_comes_from_the_epoch_before_and_goes_into_large_margin_fine_tuning
     assert third['kept %'] + third['corrected %'] <= 100
     rates = [entry['lr_mhfa'] for entry in state['history']]
     assert rates == pytest.approx([5e-3, 5e-3 * 0.95, 5e-3 * 0.95**2])
-    lmft = weights(finished[0] / 'seed1/lmft/last.pt')['history'][0]
+    lmft = weights(finished[0] / 'seed1/lmft1/last.pt')['history'][0]
     assert lmft['lr_mhfa'] == pytest.approx(5e-3 * 0.95**3)
     assert lmft['lr_layer 0'] == pytest.approx(2e-5 * 0.95**3)
 
@@ -159,7 +159,7 @@ def test_run_killed_in_each_phase_ends_with_the_same_labels_and_bits(corpus, fin
         lambda: (folder / 'labels/0.txt').exists(),
         lambda: (folder / 'round0/epoch_0002.pt').exists(),
         lambda: (folder / 'round1/losses.npz').exists(),
-        lambda: (folder / 'lmft/last.pt').exists(),
+        lambda: (folder / 'lmft1/last.pt').exists(),
     ]
     for moment in moments:  # a save after every step
         WAVLM_SSL.stopped(corpus, tmp_path, moment, save_minutes=1e-6)
@@ -188,7 +188,7 @@ def test_given_embeddings_replace_dino_and_given_labels_the_clustering(corpus, f
     given = {'embeddings': made / 'embeddings/0.pt', 'name': 'a'}
     folder, _ = WAVLM_SSL.run(corpus, tmp_path, **given)
     assert [row['step'] for row in table_of(folder)] == STEPS[1:]
-    one, other = (weights(at / 'seed1/lmft/model.pt') for at in (finished[0], folder))
+    one, other = (weights(at / 'seed1/lmft1/model.pt') for at in (finished[0], folder))
     assert same(one, other)
     given = {'labels': made / 'labels/0.txt', 'name': 'b', 'rounds': 0}
     folder, _ = WAVLM_SSL.run(corpus, tmp_path, **given)
@@ -205,7 +205,7 @@ def test_clustering_alone_replaces_the_published_tool(corpus, finished, tmp_path
 
 
 def test_evaluation_of_the_exported_file_repeats_the_numbers(corpus, finished, tmp_path):
-    given = finished[0] / 'seed1/lmft/model.pt'
+    given = finished[0] / 'seed1/lmft1/model.pt'
     folder, _ = WAVLM_SSL.run(corpus, tmp_path, eval='true', published=given)
     row, expected = table_of(folder / 'evaluation')[0], table_of(finished[0])[-1]
     names = [name for name in row if name not in ('step', 'seed')]
