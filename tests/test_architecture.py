@@ -325,7 +325,12 @@ PLANTED = [
 ]
 
 
-@pytest.mark.parametrize('check, file, text', PLANTED, ids=lambda value: str(value)[:40])
+def planted_name(value):
+    """The same in every process that collects the tests."""
+    return value.__name__ if callable(value) else str(value)[:40]
+
+
+@pytest.mark.parametrize('check, file, text', PLANTED, ids=planted_name)
 def test_check_sees_a_planted_violation(check, file, text, tmp_path):
     found = check(plant(tmp_path, {file: text}))
     assert len(found) >= 1 and all(line.startswith(file.split('/')[0]) for line in found)
