@@ -26,9 +26,10 @@ import torch
 
 from shared.augmentations.augment import augment
 from shared.augmentations.reverb import unit_energy
+from shared.datasets.crops import CropSet
 from shared.datasets.items import Sample
 from shared.datasets.loading import train_loader
-from shared.datasets.musan import Musan, split_musan
+from shared.datasets.musan import Musan, NoiseRange, split_musan
 from shared.datasets.reading import AudioReader
 from shared.datasets.rirs import Rirs
 from shared.datasets.samplers import ShuffledBatches, sample_rng
@@ -41,27 +42,23 @@ BABBLE = (3, 8)  # speech files
 TARGET = {'unsplit': 5.0, 'split': 2.0}  # at least this many times faster (issue 2)
 
 
-class StageTwo(torch.utils.data.Dataset):
+class StageTwo(CropSet):
     """Our path up to the device: what one worker reads for one sample."""
 
     def __init__(self, utterances, musan, rirs):
-        self.utterances, self.musan, self.rirs = utterances, musan, rirs
-        self.reader = AudioReader()
+        super().__init__(utterances, seed=0)
+        self.musan, self.rirs = musan, rirs
 
-    def __getitem__(self, key):
-        epoch, index = key
-        rng = sample_rng(0, epoch, index)
-        with self.reader.open(self.utterances.path(index)) as audio:
-            start = int(rng.integers(max(audio.length - CROP, 0) + 1))
-            sample = Sample(audio.read(start, CROP)[None], label=0, index=index)
+    def sample(self, epoch, index):
+        rng = sample_rng(self.seed, epoch, index)
+        sample = Sample(self.crop(index, CROP, rng)[None], label=0, index=index)
         if rng.random() < 0.5:
             sample.rirs.append((0, unit_energy(self.rirs.draw(rng))))
         if rng.random() < 0.5:
             category = rng.choice(list(SNR))
-            count = int(rng.integers(BABBLE[0], BABBLE[1] + 1)) if category == 'speech' else 1
-            for file in self.musan.pick(category, rng, count):
-                noise = self.musan.crop(category, CROP, rng, file=file)
-                sample.noises.append((0, noise, rng.uniform(*SNR[category])))
+            files = BABBLE if category == 'speech' else (1, 1)
+            drawn = self.musan.several(category, CROP, rng, NoiseRange(SNR[category], files))
+            sample.noises = [(0, noise, snr) for noise, snr in drawn]
         return sample
 
 

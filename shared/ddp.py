@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from shared.errors import UserError
 
 INTERRUPTED = 130  # exit status of Ctrl-C, as shells have it
-# One rank clusters a million embeddings while the others wait at a barrier.
-TIMEOUT = datetime.timedelta(hours=4)
+TIMEOUT = datetime.timedelta(hours=4)  # one rank clusters a million embeddings, the others wait
 GRACE = 5.0  # seconds a rank gets to end by itself once another has died
 
 

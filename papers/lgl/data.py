@@ -7,19 +7,15 @@ import numpy as np
 
 from shared import ddp
 from shared.augmentations.reverb import power_db_gain, unit_energy
-from shared.datasets import demo, voxceleb
+from shared.datasets import demo, trial_files
 from shared.datasets.crops import CropSet, shuffled_loader
 from shared.datasets.items import DataError, Sample
 from shared.datasets.loading import whole_files
-from shared.datasets.musan import Musan, NoiseRange
+from shared.datasets.musan import CATEGORIES, Musan, NoiseRange
 from shared.datasets.reading import AudioReader
 from shared.datasets.rirs import Rirs
 from shared.datasets.samplers import sample_rng
-from shared.datasets.trial_files import TrialFiles, drawn_trials, training_list
 from shared.files import write_text
-
-CATEGORIES = ('noise', 'speech', 'music')
-VALID_TRIALS = 20000  # drawn of each kind when there is no validation list
 
 
 class ContrastiveSet(CropSet):
@@ -107,8 +103,16 @@ class Corpus:
         lists = Path(args['path_log']) / 'lists'
         self.musan = Musan(args['path_musan'], AudioReader())
         self.rirs = Rirs(args['path_rir'], AudioReader())
-        self.valid = tests[0] if args['selection'] == 'test' else validation_files(lists, args)
-        self.train = training_list(
+        self.valid = tests[0]
+        if args['selection'] != 'test':
+            self.valid = trial_files.validation_files(
+                args['path_valid'],
+                args['trials_valid'],
+                lists / 'valid_trials.txt',
+                seed=args['rand_seed'],
+                **loading(args),
+            )
+        self.train = trial_files.training_list(
             args['path_train'], args['list_train'], lists / 'train.txt', args['num_workers']
         )
         if args['clusters'] > len(self.train):
@@ -160,29 +164,13 @@ class Corpus:
 
 
 def trial_lists(args):
-    """The lists of `trials_test`, each with the loader of its files."""
-    root = args['path_test']
-    return [
-        trial_files(voxceleb.read_trials(path, root), root, args) for path in args['trials_test']
-    ]
+    """The lists of `trials_test`, each with the loader of their files."""
+    return trial_files.trial_lists(args['trials_test'], args['path_test'], **loading(args))
 
 
-def validation_files(lists, args):
-    """`trials_valid`, or trials drawn from path_valid once per run folder."""
-    root, given = args['path_valid'], args['trials_valid']
-    kept = lists / 'valid_trials.txt'
-    if given:
-        trials = voxceleb.read_trials(given, root)
-    else:
-        trials = drawn_trials(root, kept, VALID_TRIALS, args['rand_seed'])
-    return trial_files(trials, root, args)
-
-
-def trial_files(trials, root, args):
-    """Trials with the loader of their files."""
-    return TrialFiles(
-        trials, root, budget_seconds=args['eval_seconds'], workers=args['num_workers']
-    )
+def loading(args):
+    """How the files of a list are read."""
+    return {'budget_seconds': args['eval_seconds'], 'workers': args['num_workers']}
 
 
 def needed_paths(args):
@@ -197,9 +185,6 @@ def needed_paths(args):
 def use_demo_corpus(args):
     """Builds the corpus of `--demo`, once, and points the paths at it."""
     root = Path(args['path_scripts']).parents[1] / args['path_demo']
-    if ddp.is_main():
-        demo.make(root)
-    ddp.barrier()
     corpus = demo.make(root)
     args.update(
         path_train=str(corpus.train),

@@ -7,7 +7,7 @@ import numpy as np
 from shared import ddp
 from shared.evaluation import plots
 from shared.evaluation.results import Evaluation, write_evaluation
-from shared.evaluation.tables import text_table
+from shared.evaluation.tables import mean_row, text_table
 from shared.files import write_text
 from train import validate
 
@@ -34,7 +34,7 @@ def results(scored, tests, folder, args):
     for system in dict.fromkeys(one['system'] for one in scored):
         rows = [row for row, one in zip(table, scored) if one['system'] == system]
         if len(rows) > 1:
-            table.append(mean_row(f'{system}, mean of {len(rows)} seeds', rows))
+            table.append(mean_row(rows, system=f'{system}, mean of {len(rows)} seeds'))
     matrix = text_table(by_condition(scored))
     write_text(folder / 'text' / 'conditions.txt', matrix + '\n')
     draw_snr(folder / 'plots' / 'eer_over_snr.png', scored)
@@ -59,12 +59,6 @@ def summary(one, name):
     # the published headline of VoxCeleb2 also counts the clean score (spec 6)
     row['with clean EER %'] = float(np.mean([*known, eers['clean', 'full+tta']]))
     return row
-
-
-def mean_row(name, rows):
-    """The mean of rows that have the same columns."""
-    numbers = [key for key in rows[0] if key != 'system']
-    return {'system': name, **{key: float(np.mean([row[key] for row in rows])) for key in numbers}}
 
 
 def noisy(one):

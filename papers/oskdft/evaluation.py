@@ -4,7 +4,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from shared import ddp
 from shared.evaluation import plots
@@ -12,6 +11,7 @@ from shared.evaluation.cost import measure_cost
 from shared.evaluation.crops import embed_cohort
 from shared.evaluation.plot_cost import Point, draw_tradeoff
 from shared.evaluation.results import Evaluation, write_evaluation
+from shared.evaluation.tables import mean_row
 from train import validate
 
 NAMES = {
@@ -33,12 +33,10 @@ def score(row, seed, system, tests, corpus, folder, args):
             folder.mkdir(parents=True, exist_ok=True)
             np.save(folder / 'scores.npy', scores)
         records += found.values()
-    devices = ('cpu', args['device']) if torch.cuda.is_available() else ('cpu',)
-    costs = [
-        asdict(measure_cost(system, seconds=COST_SECONDS, device=device))
-        for device in devices
-        if ddp.is_main()
-    ]
+    costs = []
+    if ddp.is_main():  # the ranks would disturb each other
+        for device in dict.fromkeys(('cpu', args['device'])):
+            costs.append(asdict(measure_cost(system, seconds=COST_SECONDS, device=device)))
     costs = ddp.broadcast_object(costs)
     return {'row': row, 'seed': seed, 'folder': str(folder), 'records': records, 'costs': costs}
 
@@ -58,7 +56,10 @@ def results(scored, tests, folder, args):
     for one in scored:
         rows.setdefault(one['row'], []).append(summary(one, label(one, scored)))
     table = [row for group in rows.values() for row in group]
-    means = {row: mean_of(NAMES[row], group) for row, group in rows.items()}
+    means = {
+        row: mean_row(group, system=f'{NAMES[row]}, mean of {len(group)} seeds')
+        for row, group in rows.items()
+    }
     if len(table) > len(means):
         table += means.values()
     draw_costs(folder, means)
@@ -106,13 +107,6 @@ def summary(one, name):
     row |= {f'minDCF {p}': value for p, value in headline['min_dcf'].items()}
     row |= {f'{crop} EER %': r['eer'] for crop, r in records.items() if r is not headline}
     return row
-
-
-def mean_of(name, rows):
-    """The mean over seeds of rows with the same columns."""
-    numbers = [key for key in rows[0] if key != 'system']
-    name = f'{name}, mean of {len(rows)} seeds' if len(rows) > 1 else name
-    return {'system': name, **{key: float(np.mean([row[key] for row in rows])) for key in numbers}}
 
 
 def label(one, scored):

@@ -27,7 +27,9 @@ def train_epoch(title, epoch, total, loop, parallel, optimizer, args):
         losses['loss'].backward()
         optimizer.step()
         loop.meters.update(losses)
-    return {**loop.means(), 'kd_weight': kd_weight, **{f'lr_{k}': v for k, v in rates.items()}}
+    means = loop.means()
+    weight = {'kd_weight': kd_weight} if 'kd_loss' in means else {}
+    return {**means, **weight, **{f'lr_{name}': rate for name, rate in rates.items()}}
 
 
 def learning_rates(epoch, total, args):
@@ -37,14 +39,18 @@ def learning_rates(epoch, total, args):
     student's rises towards it for `student_warmup` epochs, then falls by `student_lr_decay` from
     the last of them on. System B (5.2): one constant rate.
     """
-    speakers, last = (
-        cosine(args['lr'], args['lr_min'], e - 1, total) for e in (epoch, args['student_warmup'])
-    )
-    student, warmup = speakers, args['student_warmup']
-    if warmup and epoch <= warmup:
+
+    def rate(e):
+        return cosine(args['lr'], args['lr_min'], e - 1, total)
+
+    speakers, warmup = rate(epoch), args['student_warmup']
+    if warmup == 0:
+        student = speakers
+    elif epoch <= warmup:
         student = speakers * epoch / (warmup + 1)
-    elif warmup:
-        student = last * warmup / (warmup + 1) * args['student_lr_decay'] ** (epoch - warmup)
+    else:
+        fall = args['student_lr_decay'] ** (epoch - warmup)
+        student = rate(warmup) * warmup / (warmup + 1) * fall
     adapters = args['adapter_lr_factor'] * speakers
     return {'student': student, 'adapters': adapters, 'speakers': speakers}
 
@@ -67,5 +73,5 @@ def validate(system, trial_files, args, resamples=0, full=True, cohort=None):
         eer_rule=args['eer_rule'],
         resamples=resamples,
         cohort=cohort,
-        top_k=args['cohort_top'],
+        top_k=args['cohort_top'] if cohort is None else min(args['cohort_top'], len(cohort)),
     )

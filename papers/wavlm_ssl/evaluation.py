@@ -8,6 +8,7 @@ import plots
 from shared import ddp
 from shared.evaluation.plots import System
 from shared.evaluation.results import Evaluation, write_evaluation
+from shared.evaluation.tables import mean_row
 from train import validate
 
 
@@ -29,10 +30,10 @@ def results(scored, tests, folder, args):
         return
     rows = [summary(one) for one in scored]
     steps = list(dict.fromkeys(row['step'] for row in rows))
-    several = len({row['seed'] for row in rows}) > 1
-    table = [{**row} for step in steps for row in rows if row['step'] == step]
-    if several:
-        table += [mean_row(step, [row for row in rows if row['step'] == step]) for step in steps]
+    groups = {step: [row for row in rows if row['step'] == step] for step in steps}
+    table = [row for group in groups.values() for row in group]
+    if len(table) > len(groups):
+        table += [mean_row(g, step=step, seed=f'mean of {len(g)}') for step, g in groups.items()]
     if len(steps) > 1:
         plots.draw_steps(Path(folder) / 'plots' / 'steps.png', rows, 'error over the recipe')
     print(write_evaluation(folder, table, evaluations(scored, tests)), flush=True)
@@ -50,16 +51,6 @@ def summary(one):
     parts = {'crops EER %': records['tta']['eer'], 'full EER %': records['full']['eer']}
     row = {'step': one['step'], 'seed': one['seed'], 'EER %': headline['eer'], **costs, **parts}
     return {**row, **one.get('quality', {})}
-
-
-def mean_row(step, rows):
-    """The mean over seeds of a step."""
-    numbers = [k for k in rows[0] if k not in ('step', 'seed') and all(k in row for row in rows)]
-    return {
-        'step': step,
-        'seed': f'mean of {len(rows)}',
-        **{key: float(np.mean([row[key] for row in rows])) for key in numbers},
-    }
 
 
 def evaluations(scored, tests):

@@ -31,6 +31,9 @@ class TrialFiles(Protocol):
 class CropEmbedder(nn.Module):
     """Whole files to an embedding of each of S crops, after that of the file where `full`.
 
+    Crops overlap: those of a batch may be many times its audio. They are embedded in slices of no
+    more samples than the batch has, or of one file's crops where that is more.
+
     Args:
         embed: (waves (B, L)) -> (B, D), and (waves, lengths (B,)) for padded rows.
         count: S.
@@ -49,7 +52,9 @@ class CropEmbedder(nn.Module):
             ValueError: as `cut_segments`.
         """
         crops = cut_segments(waves, lengths, self.count, self.size)  # (B, S, size)
-        embeddings = self.embed(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
+        rows = max(waves.numel() // self.size, self.count)
+        slices = crops.flatten(0, 1).split(rows)
+        embeddings = torch.cat([self.embed(part) for part in slices]).unflatten(0, crops.shape[:2])
         if not self.full:
             return embeddings
         return torch.cat([self.embed(waves, lengths).unsqueeze(1), embeddings], dim=1)
@@ -74,8 +79,8 @@ def verify_by_crops(
 
     'tta' is the mean cosine over all S x S pairs of crops of two files; with `full` also 'full',
     the cosine of the whole files, and 'full+tta', the mean of the two (specs nawsv 6, oskdft 6).
-    The last of them is the headline. With a cohort, 'full, AS-norm' comes after it, with the
-    sample deviation. `embed` is moved to the device and left in eval mode.
+    The last of them is the headline. With a cohort, 'full, AS-norm' comes after it. `embed` is
+    moved to the device and left in eval mode.
 
     Args:
         embed: as `CropEmbedder`; never compiled here, where every length would be compiled anew.
@@ -122,7 +127,6 @@ def verify_by_crops(
             cohort=cohort.cpu(),
             cohort_name=cohort_name,
             top_k=top_k,
-            deviation='sample',
             **how,
         )
     return records, list(scores.values())[-1].numpy()

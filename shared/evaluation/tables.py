@@ -1,6 +1,19 @@
-"""Plain-text tables for the terminal and the logs."""
+"""Tables of results: rows of seeds averaged, and plain text for the terminal and the logs."""
 
 from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+def mean_row(rows: Sequence[Mapping], **named: object) -> dict:
+    """A row with the columns of `named`, then the means of all other columns that every row has.
+
+    Args:
+        rows: one or more; what is averaged is numbers.
+        named: such as system='mean of 3 seeds', instead of what the rows say there.
+    """
+    shared = [name for name in rows[0] if name not in named and all(name in row for row in rows)]
+    return {**named, **{name: float(np.mean([row[name] for row in rows])) for name in shared}}
 
 
 def text_table(rows: Sequence[Mapping[str, object]]) -> str:

@@ -18,8 +18,6 @@ from shared.evaluation import metrics, scoring
 from shared.evaluation.extraction import first_few
 from shared.files import write_text
 
-CORRECTIONS = {'population': 0, 'sample': 1}  # of the divisor of a deviation
-
 
 class TrialList(Protocol):
     """What is needed of a trial list: `shared.datasets.items.Trials` in columns."""
@@ -51,7 +49,6 @@ def verify(
     cohort: Tensor | None = None,
     cohort_name: str | None = None,
     top_k: int = 300,
-    deviation: str = 'population',
     resamples: int = 1000,
     seed: int = 0,
     **fields: Any,
@@ -74,7 +71,6 @@ def verify(
         cohort: (C, D), needed by `score_norm`.
         cohort_name: where the cohort comes from; only recorded.
         top_k: cohort scores a file keeps in 'as-norm'.
-        deviation: of the cohort scores, 'population' or 'sample'.
         resamples: of the bootstrap; 0 for no intervals (about 5 ms each on 580,000 trials).
         seed: of the bootstrap.
         fields: further entries of the record, such as what was converted.
@@ -86,7 +82,7 @@ def verify(
     if len(embeddings) != len(trials.files):
         raise ValueError(f'{len(embeddings)} embeddings for {len(trials.files)} files')
     check_finite(embeddings, trials)
-    norm = _normalisation(score_norm, cohort, cohort_name, top_k, deviation)
+    norm = _normalisation(score_norm, cohort, cohort_name, top_k)
     if mean is not None:
         embeddings, cohort = embeddings - mean, cohort if cohort is None else cohort - mean
     scores = _scores(embeddings, trials, norm, cohort).cpu().numpy()
@@ -198,7 +194,7 @@ def check_finite(embeddings: Tensor, trials: TrialList) -> None:
         )
 
 
-def _normalisation(score_norm, cohort, cohort_name, top_k, deviation) -> dict | None:
+def _normalisation(score_norm, cohort, cohort_name, top_k) -> dict | None:
     if score_norm is None:
         if cohort is not None:
             raise ValueError("a cohort is of no use without score_norm 'as-norm' or 's-norm'")
@@ -207,14 +203,12 @@ def _normalisation(score_norm, cohort, cohort_name, top_k, deviation) -> dict | 
         raise ValueError(f"score_norm {score_norm!r} is unknown: None, 'as-norm' or 's-norm'")
     if cohort is None:
         raise ValueError(f'score_norm {score_norm!r} needs a cohort')
-    if deviation not in CORRECTIONS:
-        raise ValueError(f'deviation {deviation!r} is unknown: {" or ".join(CORRECTIONS)}')
     return {
         'name': score_norm,
         'cohort': cohort_name,
         'cohort_size': len(cohort),
         'top_k': top_k if score_norm == 'as-norm' else len(cohort),
-        'deviation': deviation,
+        'deviation': 'population',
     }
 
 
@@ -227,8 +221,7 @@ def _scores(embeddings: Tensor, trials: TrialList, norm: dict | None, cohort) ->
     scores = scoring.dot(vectors, *pairs)
     if norm is None:
         return scores
-    correction = CORRECTIONS[norm['deviation']]
-    statistics = scoring.cohort_statistics(vectors, cohort, norm['top_k'], correction)
+    statistics = scoring.cohort_statistics(vectors, cohort, norm['top_k'])
     return scoring.as_norm(scores, *pairs, *statistics)
 
 

@@ -11,7 +11,13 @@ from shared import ddp
 from shared.datasets import trial_files
 from shared.datasets.decoding import AudioError
 from shared.datasets.items import DataError
-from shared.datasets.trial_files import TrialFiles, drawn_trials, training_list
+from shared.datasets.trial_files import (
+    TrialFiles,
+    drawn_trials,
+    training_list,
+    trial_lists,
+    validation_files,
+)
 from shared.datasets.voxceleb import read_trials
 
 
@@ -159,3 +165,27 @@ def test_rank_zero_makes_the_lists_and_the_others_read_them(root, tmp_path, run_
     first, second = run_ranks(made_by_rank_zero, str(root), str(tmp_path / 'lists'))
     assert first == second and len(first[0]) == 8
     assert first[1] == drawn_trials(root, tmp_path / 'alone.txt', 6, seed=10).sha256
+
+
+# --- lists as the arguments name them
+
+
+def test_trial_lists_are_read_in_their_order_below_one_folder(root, trials, tmp_path):
+    lines = '0 id0/v0/1.wav id1/v0/4.wav\n1 id0/v0/1.wav id0/v0/0.wav\n'
+    (tmp_path / 'E.txt').write_text(lines)
+    how = {'budget_seconds': 0.1, 'workers': 0}
+    found = trial_lists([tmp_path / 'E.txt', tmp_path / 'O.txt'], root, **how)
+    assert [files.trials.name for files in found] == ['E', 'O']
+    assert [len(files.trials) for files in found] == [2, 3]
+    assert all(files.root == root for files in found)
+    assert [len(batch['index']) for batch in found[0].loader()] == [1, 1, 1]
+
+
+def test_validation_files_are_the_given_list_or_one_drawn_once(root, trials, tmp_path):
+    kept, how = tmp_path / 'lists' / 'valid.txt', {'budget_seconds': 10, 'workers': 0}
+    given = validation_files(root, tmp_path / 'O.txt', kept, seed=0, **how)
+    assert given.trials.sha256 == trials.sha256 and not kept.exists()
+    drawn = validation_files(root, None, kept, seed=0, **how)
+    assert len(drawn.trials) and kept.exists()
+    again = validation_files(root, None, kept, seed=1, **how)
+    assert again.trials.sha256 == drawn.trials.sha256

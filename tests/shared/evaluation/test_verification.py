@@ -141,12 +141,6 @@ def test_scores_follow_mean_subtraction_segments_and_normalisation():
     raw = scoring.dot(units, *pairs)
     np.testing.assert_allclose(scores, scoring.as_norm(raw, *pairs, *statistics), atol=1e-5)
 
-    how = {'score_norm': 'as-norm', 'cohort': cohort, 'top_k': 4, 'resamples': 0}
-    _, wide = verify(embeddings, trials, **how)
-    record, scores = verify(embeddings, trials, deviation='sample', **how)
-    np.testing.assert_allclose(scores, wide * np.sqrt(3 / 4), rtol=1e-5)
-    assert record['score_norm']['deviation'] == 'sample'
-
 
 def test_files_without_embedding_are_named():
     embeddings, trials = trials_of()
@@ -164,10 +158,6 @@ def test_files_without_embedding_are_named():
         ({'score_norm': 'z-norm', 'cohort': torch.ones(3, 8)}, "score_norm 'z-norm' is unknown"),
         ({'score_norm': 'as-norm'}, "'as-norm' needs a cohort"),
         ({'cohort': torch.ones(3, 8)}, 'of no use without score_norm'),
-        (
-            {'score_norm': 'as-norm', 'cohort': torch.ones(3, 8), 'deviation': 'mean'},
-            "'mean' is unknown: population or sample",
-        ),
         ({'eer_rule': 'mean'}, "rule 'mean'"),
         ({'p_targets': (0.0,)}, '0 < p_target < 1'),
     ],
