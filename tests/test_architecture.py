@@ -23,6 +23,7 @@ MAY_IMPORT = {
     'evaluation': {'ddp'},
     'framework': {'ddp'},
     'checkpoint': {'ddp'},
+    'averaging': {'checkpoint'},
     'log': {'ddp'},
     'loop': {'ddp', 'checkpoint', 'meters', 'datasets'},
     'published': {'checkpoint', 'models'},  # files of other programs, read strictly
@@ -48,6 +49,7 @@ MAY_EDIT_PATH = {  # file: why
     'tests/papers/test_lgl_runs.py': 'a rank started by a test must stand where main.py stands',
     'tests/papers/test_wavlm_ssl_runs.py': 'a rank started by a test must stand where main.py stands',
     'tests/papers/test_oskdft_runs.py': 'a rank started by a test must stand where main.py stands',
+    'tests/papers/test_enskd_runs.py': 'a rank started by a test must stand where main.py stands',
     'tests/papers/test_nawsv_runs.py': 'a rank started by a test must stand where main.py stands',
 }
 PAPERS = r'lgl|enskd|os[-_]?kdft|naw[-_]?sv|wavlm[-_]ssl'

@@ -1,13 +1,16 @@
-"""Distortions of loudness, batched: clipped amplitudes, and envelopes that fade a crop in or out.
+"""Loudness, batched: clipped amplitudes, envelopes that fade a crop in or out, peaks brought to 1.
 
-Source: spec oskdft 2.3. The six envelopes are Penner's easing curves; of 'bounce' the released code
+Source: spec oskdft 2.3 but for the peaks. The six envelopes are Penner's easing curves; of 'bounce' the released code
 multiplies by u where the curve has the square (9.1, item 8), here it is the curve.
 """
 
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import Tensor
+
+PEAK_OFFSET = 1e-4  # added to a peak before it divides (spec enskd 2.4)
 
 
 def _bounce(u: np.ndarray) -> np.ndarray:
@@ -55,6 +58,22 @@ def apply_gain(waves: Tensor, row: Tensor, gain: Tensor) -> Tensor:
         gain: (G, L).
     """
     return waves.index_copy(0, row, waves[row] * gain) if len(row) else waves
+
+
+def normalise_peak(waves: Tensor, *rows: Tensor) -> Tensor:
+    """Divides waves[row] by max|x| + 1e-4, for every row that is named; others come back unchanged.
+
+    Source: spec enskd 2.4, of augmented crops.
+
+    Args:
+        waves: (N, L).
+        rows: int64, of any length, repeated or not.
+    """
+    named = torch.zeros(len(waves), 1, dtype=torch.bool, device=waves.device)
+    for row in rows:
+        named.index_fill_(0, row, True)
+    peak = waves.abs().amax(-1, keepdim=True)  # (N, 1)
+    return torch.where(named, waves / (peak + PEAK_OFFSET), waves)
 
 
 def easing_envelope(curve: str, length: int, floor: float, reverse: bool) -> np.ndarray:

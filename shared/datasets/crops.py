@@ -1,12 +1,14 @@
 """Training sets of speech: what the samples of every recipe have in common, and their loader."""
 
+from fractions import Fraction
+
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from shared import ddp
 from shared.datasets.items import Sample, Utterances
 from shared.datasets.loading import train_loader, with_substitute
-from shared.datasets.reading import AudioReader
+from shared.datasets.reading import ONE, AudioReader
 from shared.datasets.samplers import ShuffledBatches
 
 
@@ -35,9 +37,11 @@ class CropSet(Dataset):
         """One utterance, a function of (seed, epoch, index) alone."""
         raise NotImplementedError
 
-    def crop(self, index: int, length: int, rng: np.random.Generator) -> np.ndarray:
+    def crop(
+        self, index: int, length: int, rng: np.random.Generator, speed: Fraction = ONE
+    ) -> np.ndarray:
         """`length` samples from anywhere in an utterance; see `AudioReader.crop`."""
-        return self.reader.crop(self.utterances.path(index), length, rng)
+        return self.reader.crop(self.utterances.path(index), length, rng, speed)
 
 
 def shuffled_loader(data: CropSet, batch_size: int, seed: int, workers: int) -> DataLoader:

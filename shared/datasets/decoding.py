@@ -2,6 +2,7 @@
 
 VoxCeleb, MUSAN and RIRS_NOISES are PCM-16 wavs. Reading those bytes directly costs a third of a
 crop through libsndfile and gives the same values; whatever else there is goes to libsndfile.
+A path may lead into a tar (file_parts.py).
 """
 
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from shared.datasets.file_parts import FilePart, open_bytes
 from shared.datasets.items import DataError
 
 PCM16_SCALE = np.float32(1 / 32768)  # full scale is [-1, 1), as libsndfile has it
@@ -26,10 +28,12 @@ class AudioError(DataError):
 class Pcm16Wav:
     """A plain PCM-16 wav, its data chunk found."""
 
-    def __init__(self, path: str | Path, file: FileIO, layout: tuple[int, int, int, int]):
+    def __init__(
+        self, path: str | Path, file: FileIO | FilePart, layout: tuple[int, int, int, int]
+    ):
         self.path, self.file = path, file
         self.samplerate, self.channels, self.offset, said = layout
-        found = os.fstat(file.fileno()).st_size - self.offset
+        found = file.seek(0, os.SEEK_END) - self.offset
         if said in UNKNOWN_SIZES:
             said = found
         if said > found:
@@ -57,17 +61,19 @@ class Pcm16Wav:
 class SoundFile:
     """Any other file that libsndfile can open: FLAC, float wavs, ..."""
 
-    def __init__(self, path: str | Path):
-        self.path = path
+    def __init__(self, path: str | Path, part: FilePart | None = None):
+        self.path, self.part = path, part  # libsndfile does not close what it did not open
         try:
-            self.file = soundfile.SoundFile(path)
+            self.file = soundfile.SoundFile(part or path)
         except (soundfile.LibsndfileError, OSError) as error:
-            what = str(error).replace(f'Error opening {str(path)!r}: ', '').strip()
+            if part:
+                part.close()
+            what = getattr(error, 'error_string', str(error)).strip()  # libsndfile's own words
             raise AudioError(f'{path}: cannot be opened as audio ({what})') from None
         self.samplerate, self.channels = self.file.samplerate, self.file.channels
         self.frames = self.file.frames
         if cut := _bytes_missing(self.file.extra_info):
-            self.file.close()
+            self.close()
             raise AudioError(f'{path}: cut short, {cut[1]} of {cut[0]} bytes of audio are there')
 
     def read(self, start: int, frames: int, channel: int | None) -> np.ndarray:
@@ -91,6 +97,8 @@ class SoundFile:
     def close(self) -> None:
         """Closes the file."""
         self.file.close()
+        if self.part:
+            self.part.close()
 
 
 def open_file(path: str | Path) -> Pcm16Wav | SoundFile:
@@ -100,12 +108,15 @@ def open_file(path: str | Path) -> Pcm16Wav | SoundFile:
         AudioError: missing, unreadable, or a wav with less audio than its header says.
     """
     try:
-        file = FileIO(path)
+        file = open_bytes(path)
         layout = _pcm16_layout(file.read(HEADER))
     except OSError as error:
         raise AudioError(f'{path}: cannot be opened as audio ({error.strerror})') from None
     if layout:
         return Pcm16Wav(path, file, layout)
+    if isinstance(file, FilePart):
+        file.seek(0)
+        return SoundFile(path, file)
     file.close()
     return SoundFile(path)
 

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from shared import ddp
 from shared.datasets.decoding import AudioError, open_file
 
+ONE = Fraction(1)
 FILTER_REACH = 10  # resample_poly's filter spans +-10 * max(up, down) at the higher rate
 
 
@@ -29,27 +31,31 @@ class AudioReader:
         self.rate, self.convert = rate, convert
         self.converted: Counter = Counter()
 
-    def open(self, path: str | Path, channel: int | None = None) -> 'Audio':
+    def open(self, path: str | Path, channel: int | None = None, speed: Fraction = ONE) -> 'Audio':
         """An open file, to be used in a `with` statement.
 
         Args:
             path: wav or FLAC file.
             channel: the one to take of several (not counted as converted); None: their mean.
+            speed: how much faster it plays, its pitch moving along, as sox `speed` and `rate` do
+                (spec enskd 2.3, item 6); a ratio of small integers.
 
         Raises:
             AudioError: missing, unreadable, empty or cut short, or refused by `convert=False`.
         """
-        return Audio(self, path, channel)
+        return Audio(self, path, channel, speed)
 
-    def crop(self, path: str | Path, length: int, rng: np.random.Generator) -> np.ndarray:
+    def crop(
+        self, path: str | Path, length: int, rng: np.random.Generator, speed: Fraction = ONE
+    ) -> np.ndarray:
         """`length` samples of a file, float32 (length,), their start uniform over all there are.
 
-        A shorter file is repeated from its first sample on.
+        A shorter file is repeated from its first sample on. `speed` as in `open`.
 
         Raises:
             AudioError: as `open` and `Audio.read`.
         """
-        with self.open(path) as audio:
+        with self.open(path, speed=speed) as audio:
             start = int(rng.integers(max(audio.length - length, 0) + 1))
             return audio.read(start, length)
 
@@ -62,7 +68,13 @@ class AudioReader:
 class Audio:
     """One open file; `length` is in samples at the reader's rate."""
 
-    def __init__(self, reader: AudioReader, path: str | Path, channel: int | None = None):
+    def __init__(
+        self,
+        reader: AudioReader,
+        path: str | Path,
+        channel: int | None = None,
+        speed: Fraction = ONE,
+    ):
         self.reader, self.path, self.channel = reader, path, channel
         self.file = open_file(path)
         try:
@@ -70,8 +82,8 @@ class Audio:
         except AudioError:
             self.file.close()
             raise
-        common = math.gcd(reader.rate, self.file.samplerate)
-        self.up, self.down = reader.rate // common, self.file.samplerate // common
+        ratio = Fraction(reader.rate, self.file.samplerate) / speed
+        self.up, self.down = ratio.numerator, ratio.denominator
         self.length = -(-self.file.frames * self.up // self.down)
         self.counted = False
 
@@ -130,7 +142,7 @@ class Audio:
     @property
     def conversions(self) -> list[str]:
         """What `read` does to the samples of this file, by kind."""
-        kinds = ['resampled'] if self.up != self.down else []
+        kinds = ['resampled'] if self.file.samplerate != self.reader.rate else []
         return kinds + ['mixed to mono'] * (self.file.channels > 1 and self.channel is None)
 
     def _count(self) -> None:

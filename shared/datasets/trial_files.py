@@ -7,6 +7,7 @@ so that all have the same.
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from shared import ddp
 from shared.datasets import voxceleb
 from shared.datasets.items import Trials, Utterances
 from shared.datasets.loading import whole_files
-from shared.datasets.reading import Audio, AudioReader, durations
+from shared.datasets.reading import ONE, Audio, AudioReader, durations
 
 VALID_TRIALS = 20000  # drawn of each kind where there is no validation list
 
@@ -79,8 +80,8 @@ class _HeaderReader(AudioReader):
         super().__init__()
         self.conversions: list[str] = []  # threads may extend a list at the same time
 
-    def open(self, path: str | Path, channel: int | None = None) -> Audio:
-        audio = super().open(path, channel)
+    def open(self, path: str | Path, channel: int | None = None, speed: Fraction = ONE) -> Audio:
+        audio = super().open(path, channel, speed)
         self.conversions.extend(audio.conversions)
         return audio
 

@@ -7,6 +7,32 @@ from torch import Tensor, nn
 from shared.models.masks import masked_mean, zero_padding
 
 VARIANCE_FLOOR = 1e-4
+VARIANCE_OFFSET = 1e-7  # added to a variance before its root
+
+
+def statistics_pooling(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean and standard deviation over time, the root of the unbiased variance + 1e-7.
+
+    Source: Snyder et al., X-vectors, ICASSP 2018; order and offset as in spec enskd 3. Computed in
+    fp32 at least, under autocast too.
+
+    Args:
+        x: (B, ..., T), at least 2 frames of each utterance; the axes between are flattened, the
+            first of them the slowest.
+        mask: (B, 1, T) of `frame_mask`, or None when every frame counts.
+
+    Returns:
+        (B, 2C): C means, then C deviations; C is the product of the axes between.
+    """
+    x = x.flatten(1, -2)  # (B, C, T)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    mean = masked_mean(x, mask)
+    if mask is None:
+        variance = x.var(-1)
+    else:
+        squares = zero_padding((x - mean).square(), mask).sum(-1)
+        variance = squares / (mask.sum(-1) - 1)
+    return torch.cat([mean.squeeze(-1), (variance + VARIANCE_OFFSET).sqrt()], dim=1)
 
 
 class AttentiveStatisticsPooling(nn.Module):

@@ -1,8 +1,10 @@
-"""Learning rates as pure functions of the epoch or step."""
+"""Learning rates, momenta and margins as pure functions of the epoch or step."""
 
 import math
 
 import torch
+
+MARGIN_LEFT = 1e-3 / (1 + 1e-6)  # share of its way a growing margin still has when it is fixed
 
 
 def exponential_steps(lr: float, decay: float, every: int, epoch: int) -> float:
@@ -24,6 +26,44 @@ def warmup_cosine(peak: float, last: float, step: int, warmup: int, total: int) 
     if step < warmup:
         return peak * step / max(warmup - 1, 1)
     return cosine(peak, last, step - warmup, total - warmup)
+
+
+def warmup_exponential(
+    lr: float, lr_last: float, step: int, warmup: int, total: int, scale: float = 1.0
+) -> float:
+    """Learning rate of a step (from 0): r * lr * (lr_last / lr)^(step / total).
+
+    Source: wespeaker's per-step schedule (spec enskd 5.2). The decay runs from the first step on;
+    r grows on a line from 0 to `scale` (the reference: global batch / 64) within `warmup` steps.
+    """
+    grown = min(step / warmup, 1.0) if warmup else 1.0
+    return scale * grown * lr * (lr_last / lr) ** (step / total)
+
+
+def growing_margin(
+    step: int, per_epoch: int, first: float, last: float, start_epoch: int, fixed_epoch: int
+) -> float:
+    """Margin of a step (from 0), radians: `first`, an exponential approach, `last`.
+
+    Source: wespeaker's per-step margin (spec enskd 5.3): it grows by
+    (last - first)(1 - MARGIN_LEFT^x), x in [0, 1) its share of the way between the beginnings of
+    `start_epoch` and `fixed_epoch` (from 1); there the remaining 0.1 % is a jump.
+
+    Args:
+        step: over all epochs.
+        per_epoch: steps of an epoch.
+        first: before `start_epoch`.
+        last: from `fixed_epoch` on.
+        start_epoch: whose first step still has `first`.
+        fixed_epoch: whose first step has `last`.
+    """
+    start, fixed = ((epoch - 1) * per_epoch for epoch in (start_epoch, fixed_epoch))
+    if step >= fixed:
+        return last
+    if step <= start:
+        return first
+    x = (step - start) / (fixed - start)
+    return first + (last - first) * (1 - MARGIN_LEFT**x)
 
 
 def cosine_momentum(first: float, step: int, total: int) -> float:

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from shared.augmentations.distortion import CURVES, apply_gain, clip_amplitude, easing_envelope
+from shared.augmentations.distortion import (
+    CURVES,
+    apply_gain,
+    clip_amplitude,
+    easing_envelope,
+    normalise_peak,
+)
 
 # at u = 0, 0.25, 0.5, 0.75, 1, by hand from the formulas
 GOLDEN = {
@@ -97,3 +103,15 @@ def test_easing_envelope_rises_from_its_floor_to_one_or_falls_to_it(name):
     falling = easing_envelope(name, 5, 0.2, reverse=True)
     np.testing.assert_array_equal(falling, rising[::-1])
     assert torch.from_numpy(falling)[0] == 1  # no negative strides, which torch refuses
+
+
+def test_peaks_of_the_named_rows_become_one_and_others_stay_bit_for_bit():
+    rng = np.random.default_rng(4)
+    waves = torch.from_numpy(rng.normal(size=(4, 50)).astype(np.float32))
+    waves[2] = 0
+    found = normalise_peak(waves, torch.tensor([1, 2]), torch.tensor([1]), torch.tensor([]).long())
+    for n in range(4):
+        peak = max(abs(x) for x in waves[n].tolist()) + 1e-4
+        expected = waves[n] / peak if n in (1, 2) else waves[n]
+        np.testing.assert_allclose(found[n], expected, rtol=1e-6)
+    assert torch.equal(found[[0, 3]], waves[[0, 3]])

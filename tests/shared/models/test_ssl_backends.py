@@ -1,10 +1,18 @@
-"""Back-ends on hidden states: sizes, padding, loops in float64 (specs nawsv 3.3-3.4, oskdft 3.5)."""
+"""Back-ends on hidden states: sizes, padding, loops in float64.
+
+Specs nawsv 3.3-3.4, oskdft 3.5, enskd 3.5 c.
+"""
 
 import pytest
 import torch
 
 from shared.models.adapters import AdapterSettings
-from shared.models.ssl_backends import EcapaBackEnd, LinearBackEnd, SslSpeakerEncoder
+from shared.models.ssl_backends import (
+    EcapaBackEnd,
+    EcapaSmallBackEnd,
+    LinearBackEnd,
+    SslSpeakerEncoder,
+)
 from shared.models.ssl_config import XLSR_53, SslConfig
 from shared.models.ssl_encoder import SslEncoder
 
@@ -20,6 +28,7 @@ SMALL = SslConfig(
     position_kernel=4,
     position_groups=2,
 )
+KINDS = ['linear', 'ecapa', 'small ecapa']
 
 
 def parameters(module):
@@ -35,6 +44,7 @@ def test_back_ends_have_the_published_numbers_of_parameters():
             8_739_469: EcapaBackEnd(),
             8_739_459: EcapaBackEnd(3),
             9_394_816: EcapaBackEnd(None, width=1024),
+            8_410_841: EcapaSmallBackEnd(),
         }
     for count, module in counts.items():
         assert parameters(module) == count
@@ -60,7 +70,8 @@ def tiny(kind, states=3, width=8):
     if kind == 'linear':
         module = LinearBackEnd(states, width, 5)
     else:
-        module = EcapaBackEnd(states, width, 5, 16, 12, 6, 4)
+        kinds = {'ecapa': EcapaBackEnd, 'small ecapa': EcapaSmallBackEnd}
+        module = kinds[kind](states, width, 5, 16, 12, 6, 4)
     generator = torch.Generator().manual_seed(1)
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point():
@@ -69,7 +80,7 @@ def tiny(kind, states=3, width=8):
     return module.eval()
 
 
-@pytest.mark.parametrize('kind', ['linear', 'ecapa'])
+@pytest.mark.parametrize('kind', KINDS)
 def test_padded_rows_get_the_embeddings_they_get_alone(kind):
     module, frames = tiny(kind), torch.tensor([9, 20, 2, 13])
     states = [torch.randn(4, 20, 8) for _ in range(3)]
@@ -97,7 +108,7 @@ def test_full_width_ecapa_embeds_padded_rows_as_alone():
     torch.testing.assert_close(batched, torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('kind', ['linear', 'ecapa'])
+@pytest.mark.parametrize('kind', KINDS)
 def test_every_state_and_every_parameter_gets_a_gradient(kind):
     module, states = tiny(kind).train(), [torch.randn(4, 9, 8) for _ in range(3)]
     states = [state.requires_grad_() for state in states]
@@ -106,19 +117,48 @@ def test_every_state_and_every_parameter_gets_a_gradient(kind):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
-@pytest.mark.parametrize('kind', ['linear', 'ecapa'])
+@pytest.mark.parametrize('kind', KINDS)
 def test_embedding_does_not_change_with_the_level_the_instance_norm_removes(kind):
     module, states = tiny(kind), [torch.randn(2, 30, 8) for _ in range(3)]
     with torch.no_grad():
         plain, shifted = module(states), module([10 * state + 3 for state in states])
     same = torch.allclose(plain, shifted, rtol=1e-3, atol=1e-3)
-    assert same == (kind == 'ecapa')
+    assert same == (kind != 'linear')
 
 
-@pytest.mark.parametrize('kind', ['linear', 'ecapa'])
+@pytest.mark.parametrize('kind', KINDS)
 def test_another_number_of_states_is_refused(kind):
     with pytest.raises(ValueError, match='4 hidden states for 3 weights'):
         tiny(kind)([torch.randn(2, 9, 8)] * 4)
+
+
+def test_small_ecapa_sees_a_softmax_mix_normalised_over_time():
+    module = tiny('small ecapa').double()
+    states = [torch.randn(2, 6, 8, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    scores = module.state_scores
+    found = module.features(states)
+    weights = [score.exp() / sum(other.exp() for other in scores) for score in scores]
+    expected = torch.empty(2, 8, 6, dtype=torch.float64)
+    for row in range(2):
+        for channel in range(8):
+            x = [sum(w * s[row, t, channel] for w, s in zip(weights, states)) for t in range(6)]
+            x = [value + 1e-6 for value in x]  # of the reference; the mean takes it away
+            mean = sum(x) / 6
+            variance = sum((value - mean) ** 2 for value in x) / 6
+            for t in range(6):
+                expected[row, channel, t] = (x[t] - mean) / (variance + 1e-5).sqrt()
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(module(states), module.network(found))
+    cotangent, learnt = torch.randn(2, 8, 6, dtype=torch.float64), [*states, scores]
+    ours, theirs = (torch.autograd.grad((y * cotangent).sum(), learnt) for y in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_small_ecapa_begins_with_the_mean_of_the_states():
+    module, states = EcapaSmallBackEnd(3, 8, 5, 16, 12, 6, 4), [torch.randn(2, 9, 8)] * 3
+    states = [(i + 1) * state for i, state in enumerate(states)]
+    with torch.no_grad():
+        torch.testing.assert_close(module.features(states), module.features([states[1]] * 3))
 
 
 @pytest.mark.parametrize('states', [3, None])
@@ -157,7 +197,7 @@ def test_without_a_weighted_sum_the_last_state_alone_counts(kind):
         assert torch.equal(last(states), last(states[2:]))
 
 
-@pytest.mark.parametrize('kind', ['linear', 'ecapa'])
+@pytest.mark.parametrize('kind', KINDS)
 def test_speaker_encoder_embeds_each_padded_row_as_alone(kind):
     torch.manual_seed(0)
     module = SslSpeakerEncoder(SslEncoder(SMALL), tiny(kind)).eval()
