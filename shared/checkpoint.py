@@ -193,20 +193,27 @@ def read(path: str | Path, device: str = 'cpu') -> Any:
         raise UserError(f'{path}: not a readable checkpoint ({reason})') from None
 
 
-def once(path: Path, make: Callable[[], dict]) -> dict:
-    """`make()` the first time, its stored JSON ever after; every rank calls it.
+def once(path: Path, make: Callable[[], dict], key: Any) -> dict:
+    """`make()` the first time, its stored JSON as long as the key is the same; every rank calls it.
 
     For passes that are not training (an evaluation, say) and should not be repeated when a run is
     continued.
+
+    Args:
+        path: of the JSON file, {'key': ..., 'result': ...}; another file is replaced.
+        make: what is to be done; its result can be written as JSON.
+        key: what the result depends on besides the run, such as the SHA-256 of the test lists; can
+            be written as JSON.
     """
-    stored = path.read_text() if ddp.is_main() and path.exists() else None
+    key = json.loads(json.dumps(_plain(key)))  # as it is read: a tuple becomes a list
+    stored = json.loads(path.read_text()) if ddp.is_main() and path.exists() else {}
     stored = ddp.broadcast_object(stored)
-    if stored is not None:
-        return json.loads(stored)
-    result = json.dumps(_plain(make()), indent=1)
+    if stored.keys() == {'key', 'result'} and stored['key'] == key:
+        return stored['result']
+    result = json.dumps({'key': key, 'result': _plain(make())}, indent=1)
     if ddp.is_main():
         write_text(path, result)
-    return json.loads(result)
+    return json.loads(result)['result']
 
 
 def load_weights(module: torch.nn.Module, state: dict[str, Any], source: str) -> None:

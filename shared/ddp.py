@@ -114,6 +114,16 @@ def broadcast_object(item: Any) -> Any:
     return box[0]
 
 
+def broadcast_buffers(module: nn.Module) -> None:
+    """Gives every rank the buffers of rank 0: the running statistics of batch norm.
+
+    DDP does so at the start of each forward, so after the last one of an epoch they differ.
+    """
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def any_rank(flag: bool) -> bool:
     """True on every rank when `flag` is true on one: decisions that end a loop go through here."""
     return any(gather_objects(flag))

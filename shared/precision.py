@@ -1,4 +1,8 @@
-"""Mixed precision, the same in every training loop."""
+"""Mixed precision, the same in every training loop.
+
+Wherever code here says "in fp32" it is stored and summed in fp32; on a GPU the factors of its matrix
+products and convolutions are rounded to TF32, 10 bits of mantissa (`ddp.launch` allows it).
+"""
 
 import torch
 

@@ -67,7 +67,7 @@ def run(rank, args, experiment_args):
 
     # Stage I: contrastive learning, next to the encoder as initialised
     untrained = partial(score, 'untrained', encoder_of(args), corpus, args)
-    table = [once(folder / 'untrained.json', untrained)]
+    table = [once(folder / 'untrained.json', untrained, key=tests[0].trials.sha256)]
     stage_one = best = args['published'] or contrastive(corpus, logger, table, args)
 
     # Stage II: cluster, train ("T"), train with the loss gate ("L")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from evaluation import score
+from shared.checkpoint import once
 from shared.loop import Loop
 from train import validate
 
@@ -39,12 +40,16 @@ def end_epoch(metrics, split, step, loop, encoder, corpus, logger, args):
 
 
 def finish(name, loop, encoder, corpus, table, args):
-    """Scores the best epoch of a phase, once, and adds it to the table."""
-    if not loop.finished:
+    """Scores the best epoch of a phase, once for a test list, and adds it to the table."""
+
+    def scored():
         loop.load_best()
-        row = score(name, encoder, corpus, args)
-        row['epochs'] = len(loop.history)
-        row['selected %'] = loop.history[loop.best['epoch'] - 1].get('selected')
-        loop.finish(row)
-    table.append(loop.summary)
+        return score(name, encoder, corpus, args)
+
+    row = once(loop.folder / 'scores.json', scored, key=corpus.tests[0].trials.sha256)
+    row['epochs'] = len(loop.history)
+    row['selected %'] = loop.history[loop.best['epoch'] - 1].get('selected')
+    if not loop.finished:
+        loop.finish()
+    table.append(row)
     return loop.folder / 'best.pt'

@@ -1,7 +1,5 @@
 """From a system to its error rates in every condition: table, matrix, plots, report."""
 
-from pathlib import Path
-
 import numpy as np
 
 from shared import ddp
@@ -23,11 +21,14 @@ def score(system, seed, student, head, tests, folder, args):
             np.save(folder / 'clean_scores.npy', scores)
         where = {'system': system, 'seed': seed, 'condition': name, 'noise': noise, 'snr': snr}
         records += [{**where, **record, 'converted': files.converted} for record in found.values()]
-    return {'system': system, 'seed': seed, 'folder': str(folder), 'records': records}
+    return {'system': system, 'seed': seed, 'records': records}
 
 
 def results(scored, tests, folder, args):
-    """Prints and draws what `score` found for each system; writes results.json and report.html."""
+    """Prints and draws what `score` found for each system; writes results.json and report.html.
+
+    Each of `scored` also names the 'folder' of its scores: a run may have been moved.
+    """
     if not ddp.is_main():
         return
     table = [summary(one, label(one, scored)) for one in scored]
@@ -106,7 +107,7 @@ def evaluations(scored, tests):
     """Each system on each clean list; scores and curves of all on the first."""
     labels = tests['clean'].files.trials.labels
     systems = [
-        plots.System(label(one, scored), np.load(Path(one['folder']) / 'clean_scores.npy'), labels)
+        plots.System(label(one, scored), np.load(one['folder'] / 'clean_scores.npy'), labels)
         for one in scored
     ]
     found = []

@@ -56,7 +56,7 @@ def run(rank, args, experiment_args):
         ]
         networks = system_of(args['published'] or own, args)
         scored = score('NAW-SV', seed, *networks, tests, where, args)
-        return results([scored], tests, where, args)
+        return results([{**scored, 'folder': where}], tests, where, args)
 
     # logger
     log.check_same_run(folder, experiment_args, ignore=('seeds', 'compare'))
@@ -77,6 +77,7 @@ def run(rank, args, experiment_args):
 
     # each seed: warm-up, then fine-tuning; to compare, fine-tuning alone
     scored = []
+    lists = {name: files.trials.sha256 for name, (files, *_) in tests.items()}
     for seed in args['seeds']:
         warm = args['published'] or warm_up(seed, corpus, logger, args)
         starts = {'NAW-SV': warm, 'no warm-up': None} if args['compare'] else {'NAW-SV': warm}
@@ -84,7 +85,8 @@ def run(rank, args, experiment_args):
             if args['phase'] != 'warmup':
                 student, backend, where = fine_tune(seed, start, corpus, logger, args)
                 measure = partial(score, system, seed, student, backend, tests, where, args)
-                scored.append(once(where / 'conditions.json', measure))
+                found = once(where / 'conditions.json', measure, key=lists)
+                scored.append({**found, 'folder': where})
     logger.finish()
 
     # results

@@ -38,7 +38,7 @@ def score(row, seed, system, tests, corpus, folder, args):
         for device in dict.fromkeys(('cpu', args['device'])):
             costs.append(asdict(measure_cost(system, seconds=COST_SECONDS, device=device)))
     costs = ddp.broadcast_object(costs)
-    return {'row': row, 'seed': seed, 'folder': str(folder), 'records': records, 'costs': costs}
+    return {'row': row, 'seed': seed, 'records': records, 'costs': costs}
 
 
 def cohort_of(system, corpus, args):
@@ -49,7 +49,10 @@ def cohort_of(system, corpus, args):
 
 
 def results(scored, tests, folder, args):
-    """Prints and draws what `score` found for each system; writes results.json and report.html."""
+    """Prints and draws what `score` found for each system; writes results.json and report.html.
+
+    Each of `scored` also names the 'folder' of its scores: a run may have been moved.
+    """
     if not ddp.is_main():
         return
     scored, rows = same_times(scored), {}
@@ -139,7 +142,7 @@ def evaluations(scored, tests):
     """Each system on each list; scores and curves of all on the first."""
     labels = tests[0].trials.labels
     systems = [
-        plots.System(label(one, scored), np.load(Path(one['folder']) / 'scores.npy'), labels)
+        plots.System(label(one, scored), np.load(one['folder'] / 'scores.npy'), labels)
         for one in scored
     ]
     found = []

@@ -60,7 +60,7 @@ def run(rank, args, experiment_args):
         plain = {**args, 'DA_p': 0.0, 'path_kd': None}  # the cohort is not augmented
         corpus = Corpus(plain, tests[0]) if args['as_norm'] else None
         scored = score('oskdft', seed, system, tests, corpus, where, args)
-        return results([scored], tests, where, args)
+        return results([{**scored, 'folder': where}], tests, where, args)
 
     # logger
     log.check_same_run(folder, experiment_args, ignore=('seeds', 'rows'))
@@ -85,12 +85,13 @@ def run(rank, args, experiment_args):
         print(corpus.describe(), flush=True)
 
     # each seed: OS-KDFT; to compare, what it is measured against
-    scored = []
+    scored, lists = [], [files.trials.sha256 for files in tests]
     for seed in args['seeds']:
         for row in args['rows'] if args['phase'] == 'compare' else ('oskdft',):
             system, where = SYSTEMS[row](seed, corpus, logger, args)
             measure = partial(score, row, seed, system, tests, corpus, where, args)
-            scored.append(once(where / 'scores.json', measure))
+            found = once(where / 'scores.json', measure, key=lists)
+            scored.append({**found, 'folder': where})
     logger.finish()
 
     # results

@@ -22,7 +22,7 @@ class SystemArgs:
     neptune_user: str | None = None  # workspace; the token comes from NEPTUNE_API_TOKEN
 
     # pre-trained model: WavLM-Base+, a Hugging Face folder or Microsoft's file
-    path_ssl: str = '/data/pretrained/WavLM-Base+.pt'
+    path_ssl: str = '/data/pretrained/WavLM-Base+.pt'  # to score a Base+ it is not needed
 
     # datasets
     path_train: str = '/data/VoxCeleb2/dev/wav'  # <spk>/<video>/<utt>.wav, 16 kHz mono
@@ -54,16 +54,17 @@ class ExperimentArgs:
     """What the run is. Everything here may change a result."""
 
     seeds: tuple[int, ...] = (1,)  # one whole recipe each
-    deterministic: bool = False  # forbid CUDA kernels whose result depends on timing; slower
+    deterministic: bool = False  # CUDA kernels that repeat their results, where there are any
     amp: bool = False  # bf16 autocast; losses and pooling statistics stay fp32
     sync_bn: bool = True  # batch statistics over all GPUs (DINO)
     embeddings: str | None = None  # file of embeddings instead of DINO; --phase cluster: to cluster
-    labels: str | None = None  # list of pseudo-labels to begin with; --phase cluster: to write
+    labels: str | None = None  # list of labels to begin with; --phase cluster: to write
     published: str | None = None  # file of the authors, for --eval
 
     # 0: DINO (spec 8)
     dino: Literal['rdino', 'dino'] = 'rdino'  # 3D-Speaker's, which the paper started from; sslsv's
-    dino_epoch: int = 70
+    dino_epoch: int = 70  # that the schedules are made for
+    dino_take: int = 60  # handed on, and the last one trained (8.2); 0: mean of the last 10 (8.3)
     dino_batch_size: int = 208  # utterances over all GPUs
     dino_lr: float = 0.325  # 0.4 * batch / 256
     dino_lr_min: float = 1e-5
@@ -145,7 +146,7 @@ class ExperimentArgs:
     # evaluation
     num_eval: int = 15  # crops of a file
     eval_frames: int = 400
-    longest: int = 700000  # samples of a file scored whole
+    longest: int = 700000  # samples of a file scored whole; it is clustered without a cut
     eer_rule: Literal['interpolated', 'max'] = 'interpolated'  # authors: 'max'
 
     def __post_init__(self):
@@ -155,6 +156,15 @@ class ExperimentArgs:
             check(getattr(self, name) >= 1, f'{name} {getattr(self, name)}: 1 or more')
         check(min(self.rounds, self.lmft_epochs) >= 0, 'rounds, lmft_epochs: 0 or more')
         check(self.dino_warmup < self.dino_epoch, 'dino_warmup: fewer than dino_epoch')
+        check(
+            0 <= self.dino_take <= self.dino_epoch,
+            f'dino_take {self.dino_take}: an epoch of the {self.dino_epoch} of dino_epoch, or 0',
+        )
+        check(
+            self.dino != 'dino' or self.dino_regulariser == 0,
+            f'dino dino has no regulariser, but dino_regulariser is {self.dino_regulariser}: '
+            'use --preset dino, which sets all of that recipe, or dino_regulariser 0',
+        )
         check(self.local_size <= self.global_size, 'local_size: at most global_size')
         check(
             min(self.max_frames, self.lmft_frames, self.eval_frames) >= 25,
@@ -178,11 +188,13 @@ PRESETS = {
         'name': 'dino',
         'dino': 'dino',
         'dino_epoch': 80,
+        'dino_take': 0,
         'dino_batch_size': 128,
         'dino_lr': 0.2,
         'dino_regulariser': 0,
     },
-    # as the released code runs, its slips included
+    # what of the released code's clustering and scoring can be replayed: raw embeddings, made with
+    # dropout, and its rule of the EER; its other slips (README) stay mended
     'repo': {
         'name': 'repo',
         'normalise': False,
@@ -197,6 +209,7 @@ DEMO = {
     'num_workers': 0,
     'eval_seconds': 120.0,
     'dino_epoch': 7,
+    'dino_take': 7,
     'dino_batch_size': 16,
     'dino_lr': 0.02,
     'dino_lr_min': 1e-3,
@@ -233,6 +246,7 @@ DEMO = {
     'gate_epoch': 7,
     'gate_least': 0.7,  # before most labels are learnt the gate would keep a few per cent
     'lc_epoch': 9,
+    'lc_threshold': 0.9,
     'lc_temperature': 1.0,  # after so few steps 0.1 would make every guess a certainty
     'lmft_epochs': 1,
     'lmft_margin': 0.1,

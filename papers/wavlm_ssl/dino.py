@@ -9,17 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared import ddp
-from shared.augmentations.augment import augment
-from shared.datasets.items import to_device
 from shared.framework import Framework
 from shared.losses.dino import DinoLoss, RedundancyLoss
 from shared.models.dino_head import DinoHead
 from shared.models.ecapa_chained import ChainedEcapa
 from shared.models.frontend import LogMel
 from shared.models.speaker_encoder import SpeakerEncoder
-from shared.optim.schedules import cosine_momentum, set_lr, warmup_cosine
-from shared.precision import autocast
 
 WINDOWS = {'rdino': 'hann', 'dino': 'hamming'}  # 8.1, 8.3
 
@@ -127,56 +122,3 @@ def dino_framework(args):
     if args['dino_regulariser']:
         redundancy = RedundancyLoss(args['reg_divisor'], args['reg_std'], args['reg_cov'])
     return Dino(dino_encoder(args), head, criterion, redundancy)
-
-
-def dino_optimizer(framework, args):
-    """SGD, as both authors; `dino_epoch` sets the rate of each step."""
-    groups = framework.groups(args['dino_weight_decay'])
-    return torch.optim.SGD(groups, lr=args['dino_lr'], momentum=0.9)
-
-
-def dino_epoch(title, epoch, loop, parallel, optimizer, args):
-    """One pass over the utterances, counted from 1."""
-    parallel.train()
-    method, steps = ddp.unwrap(parallel), len(loop.loader)
-    reg_weight = regulariser_weight(epoch, args)
-    first = (epoch - 1) * steps + loop.batches_done
-    for step, batch in enumerate(loop.batches(title), first):
-        lr, momentum = schedules(step, steps, args)
-        set_lr(optimizer, lr)
-        batch = to_device(batch, args['device'])
-        long, short = augment(batch), augment(batch['locals'])  # each crop on its own
-        with autocast(args['device'], args['amp']):
-            losses, targets = parallel(long, short, reg_weight)
-        optimizer.zero_grad(set_to_none=True)
-        losses['loss'].backward()
-        if epoch <= args['freeze_last_epoch']:
-            method.student['head'].last_layer.weight.grad = None  # not even its decay
-        clip_each(method.learnable(), args['dino_clip'])
-        optimizer.step()
-        method.update_teacher(momentum)
-        method.criterion.update_centre(targets)  # the loss of this step used the old one
-        loop.meters.update(losses)
-    lr, momentum = schedules(epoch * steps - 1, steps, args)
-    return {**loop.means(), 'lr': lr, 'teacher_momentum': momentum, 'reg_weight': reg_weight}
-
-
-def schedules(step, steps, args):
-    """Learning rate and the teacher's momentum at a step (from 0), `steps` an epoch (8.2)."""
-    warmup, total = args['dino_warmup'] * steps, args['dino_epoch'] * steps
-    lr = warmup_cosine(args['dino_lr'], args['dino_lr_min'], step, warmup, total)
-    return lr, cosine_momentum(args['dino_momentum'], step, total)
-
-
-def regulariser_weight(epoch, args):
-    """lambda_e: a line over the first `reg_epochs` epochs, both ends included, then constant."""
-    low, high = args['reg_weight']
-    return low + (high - low) * min((epoch - 1) / max(args['reg_epochs'] - 1, 1), 1)
-
-
-@torch.no_grad()
-def clip_each(parameters, limit):
-    """Scales each tensor's gradient to a norm of `limit` at most, without asking the device."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(gradients)
-    torch._foreach_mul_(gradients, [(limit / (norm + 1e-6)).clamp(max=1) for norm in norms])

@@ -1,32 +1,75 @@
 """From a system to its error rates: the table of the recipe's steps, plots, report."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import plots
+from paths import models_of
 from shared import ddp
+from shared.checkpoint import once
 from shared.evaluation.plots import System
 from shared.evaluation.results import Evaluation, write_evaluation
 from shared.evaluation.tables import mean_row
-from train import validate
+from steps import quality_of
+from systems import dino_system, system_of
+from train import validate, validate_whole
+
+RESAMPLES = 1000  # of the bootstrap
+
+
+def measured(seed, corpus, tests, args):
+    """Scores of every model that a seed has so far, each measured once for the test lists."""
+    lists, found = [files.trials.sha256 for files in tests], []
+    for file in models_of(seed, args):
+        measure = partial(measure_step, file, seed, corpus, tests, args)
+        one = once(file.with_name('scores.json'), measure, key=lists)
+        found.append({**one, 'folder': file.parent})
+    return found
+
+
+def measure_step(file, seed, corpus, tests, args):
+    """Scores of a step's model; of a round also how good its labels are."""
+    step = file.parent.name
+    system = (dino_system if step == 'dino' else system_of)(file, args)
+    found = score(step, seed, system, tests, file.parent, args)
+    if step.startswith('round'):
+        labels = file.parents[1] / 'labels' / f'{step.removeprefix("round")}.txt'
+        found['quality'] = quality_of(labels, corpus)
+    return found
+
+
+def evaluate(file, tests, args):
+    """Scores a file of a run or of the authors, in a folder of its own."""
+    name = '_'.join(Path(file).resolve().with_suffix('').parts[-3:])
+    folder = Path(args['path_log']) / 'evaluation' / name
+    scored = score(name, args['seeds'][-1], system_of(file, args), tests, folder, args)
+    results([{**scored, 'folder': folder}], tests, folder, args)
 
 
 def score(step, seed, embed, tests, folder, args):
     """Scores one system on every list: JSON-able; its scores on the first stay in the folder."""
     records = []
     for files in tests:
-        found, scores = validate(embed, files, args, resamples=1000)
+        if step == 'dino':
+            record, scores = validate_whole(embed, files, args, RESAMPLES)
+            found = {'full': record}
+        else:
+            found, scores = validate(embed, files, args, RESAMPLES)
         if files is tests[0] and ddp.is_main():
             folder.mkdir(parents=True, exist_ok=True)
             np.save(folder / 'scores.npy', scores)
         records += found.values()
-    return {'step': step, 'seed': seed, 'folder': str(folder), 'records': records}
+    return {'step': step, 'seed': seed, 'records': records}
 
 
 def results(scored, tests, folder, args):
-    """Prints and draws what `score` found for each step; writes results.json and report.html."""
-    if not ddp.is_main():
+    """Prints and draws what `score` found for each step; writes results.json and report.html.
+
+    Each of `scored` also names the 'folder' of its scores: a run may have been moved.
+    """
+    if not scored or not ddp.is_main():
         return
     rows = [summary(one) for one in scored]
     steps = list(dict.fromkeys(row['step'] for row in rows))
@@ -42,15 +85,22 @@ def results(scored, tests, folder, args):
 def summary(one):
     """A row of the table: error rates on the first list, and the quality of the step's labels.
 
-    The headline is the mean score of crops and whole files (spec 7).
+    The headline is as published: the mean score of crops and whole files (spec 7), of DINO that of
+    whole files alone (8.2).
     """
     first = one['records'][0]['sha256']
     records = {r['crop']: r for r in one['records'] if r['sha256'] == first}
-    headline = records['full+tta']
-    costs = {f'minDCF {p}': value for p, value in headline['min_dcf'].items()}
-    parts = {'crops EER %': records['tta']['eer'], 'full EER %': records['full']['eer']}
-    row = {'step': one['step'], 'seed': one['seed'], 'EER %': headline['eer'], **costs, **parts}
+    record = records[headline(one)]
+    costs = {f'minDCF {p}': value for p, value in record['min_dcf'].items()}
+    names = {'tta': 'crops EER %', 'full': 'full EER %'}
+    parts = {name: records[crop]['eer'] for crop, name in names.items() if crop in records}
+    row = {'step': one['step'], 'seed': one['seed'], 'EER %': record['eer'], **costs, **parts}
     return {**row, **one.get('quality', {})}
+
+
+def headline(one):
+    """The record of a system that counts, by what was scored."""
+    return 'full' if one['step'] == 'dino' else 'full+tta'
 
 
 def evaluations(scored, tests):
@@ -59,13 +109,13 @@ def evaluations(scored, tests):
     several = len({one['seed'] for one in scored}) > 1
     names = [f'{one["step"]}, seed {one["seed"]}' if several else one['step'] for one in scored]
     systems = [
-        System(name, np.load(Path(one['folder']) / 'scores.npy'), labels)
+        System(name, np.load(one['folder'] / 'scores.npy'), labels)
         for name, one in zip(names, scored)
     ]
     found = []
     for one, system in zip(scored, systems):
         for r in one['records']:
-            if r['crop'] == 'full+tta':
+            if r['crop'] == headline(one):
                 pictures = (system.scores, labels, systems) if not found else (None, None, ())
                 found.append(Evaluation(f'{system.name}, {r["name"]}', r, *pictures))
     return found

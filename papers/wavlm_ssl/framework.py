@@ -8,8 +8,9 @@ of a sample above the gate. All weights are pulled towards the pre-trained ones.
 import torch
 import torch.nn.functional as F
 
-from losses import gate_and_correct, objective, plain_logits, pull, shares
+from losses import gate_and_correct, objective, pull, shares
 from shared.framework import Framework
+from shared.losses.aam_softmax import plain_logits
 
 
 class GatedFineTuning(Framework):
@@ -71,8 +72,11 @@ class GatedFineTuning(Framework):
         losses, logits = self.criterion(embeddings, labels)
         clean_logits = plain = None
         if correct and self.lc != 'none':
-            with torch.no_grad():  # plain products: no margin, no unit lengths (4.4)
-                clean_logits = F.linear(self.embed(clean).float(), self.criterion.weight)
+            with torch.no_grad():
+                own = self.embed(clean).float()
+                with torch.autocast(own.device.type, enabled=False):  # to be divided by 0.1
+                    # plain products: no margin, no unit lengths (4.4)
+                    clean_logits = F.linear(own, self.criterion.weight)
             if self.lc == 'soft':
                 plain = plain_logits(embeddings, self.criterion.weight, self.criterion.scale)
         gated = gate_and_correct(

@@ -1,5 +1,7 @@
 """Pseudo-labels: k-means over the embeddings, then Ward clustering of its centroids (spec 5)."""
 
+from pathlib import Path
+
 import numpy as np
 
 from shared import ddp
@@ -45,9 +47,15 @@ def quality(labels, speakers):
 
 
 def cluster_files(embeddings_path, labels_path, args):
-    """A file of embeddings to a list of pseudo-labels; speakers, if named, are only compared."""
+    """A file of embeddings to a list of pseudo-labels; speakers, if named, are only compared.
+
+    Raises:
+        UserError: there is such a list already.
+    """
     if not ddp.is_main():
         return
+    if Path(labels_path).exists():
+        raise UserError(f'labels {labels_path}: is there already; remove it or name another file')
     names, table = read_embeddings(embeddings_path)
     labels = make_labels(table, args)
     write_labels(labels_path, names, labels)

@@ -65,13 +65,6 @@ def shares(gated, logits):
     return {name: part.float().mean() for name, part in parts.items()}
 
 
-def plain_logits(embeddings, weight, scale=30.0):
-    """s * cos (B, C): the logits of AAM-softmax without its margin, in fp32 under autocast."""
-    with torch.autocast(embeddings.device.type, enabled=False):
-        embeddings = embeddings.to(weight.dtype)
-        return scale * F.linear(F.normalize(embeddings), F.normalize(weight))
-
-
 def pull(parameters, pretrained, squared=False):
     """R = sum_k ||theta_k - theta_k^0||_2 of what is trained (4.5); slides: squared (quirk 14)."""
     distances = (now - before for now, before in zip(parameters, pretrained, strict=True))

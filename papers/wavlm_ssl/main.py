@@ -22,22 +22,24 @@ import torch
 
 import train
 from arguments import get_args
+from checks import check_arguments, check_corpus, check_model
 from data import Corpus
-from dino import dino_epoch, dino_framework, dino_optimizer
-from evaluation import results, score
+from dino import dino_framework
+from dino_training import dino_epoch, dino_optimizer, handed_on, kept_epochs, last_epoch
+from evaluation import evaluate, measured, results
 from framework import GatedFineTuning
 from labels import cluster_files
 from paths import last_model, needed_paths, use_demo_corpus
-from phases import DynamicGate, due, end_epoch, gate_report, loop_of
+from phases import DynamicGate, due, end_epoch, gate_report, keep_model, loop_of
 from published import read, to_published
 from shared import ddp, log
-from shared.checkpoint import load_weights, once
+from shared.checkpoint import load_weights
 from shared.datasets.embeddings import labels_for, read_labels
 from shared.datasets.trial_files import trial_lists, validation_files
 from shared.files import require_paths
 from shared.seed import set_seed
-from steps import cluster, embed, quality_of
-from systems import WavlmSpeaker, backend_of, criterion_of, dino_system, encoder_of, system_of
+from steps import cluster, embed
+from systems import WavlmSpeaker, backend_of, criterion_of, encoder_of
 
 
 def run(rank, args, experiment_args):
@@ -46,18 +48,28 @@ def run(rank, args, experiment_args):
 
     if args['phase'] == 'cluster' and args['embeddings'] and args['labels']:
         return cluster_files(args['embeddings'], args['labels'], args)
+    check_arguments(args)
     if args['demo']:
         use_demo_corpus(args)
     require_paths(needed_paths(args))
     loading = {'budget_seconds': args['eval_seconds'], 'workers': args['num_workers']}
     tests = trial_lists(args['trials_test'], args['path_test'], **loading)
     if args['eval']:
-        where, file = folder / 'evaluation', args['published'] or last_model(args)
-        scored = score('evaluation', args['seeds'][-1], system_of(file, args), tests, where, args)
-        return results([scored], tests, where, args)
+        return evaluate(args['published'] or last_model(args), tests, args)
+    log.check_same_run(folder, experiment_args, ignore=('seeds', 'rounds'))
+    check_model(args)
+
+    # data
+    valid, kept = tests[0], folder / 'lists' / 'valid_trials.txt'
+    if args['path_valid']:
+        given, seed = args['trials_valid'], args['seeds'][0]
+        valid = validation_files(args['path_valid'], given, kept, seed=seed, **loading)
+    corpus = Corpus(args, valid)
+    check_corpus(args, corpus)
+    if ddp.is_main():
+        print(corpus.describe(), flush=True)
 
     # logger
-    log.check_same_run(folder, experiment_args, ignore=('seeds', 'rounds'))
     builder = log.LoggerList.Builder(
         args['name'], args['project'], args['tags'], args['description'], args['path_scripts'], args
     )
@@ -68,73 +80,44 @@ def run(rank, args, experiment_args):
     logger = builder.build()
     logger.log_arguments(experiment_args)
 
-    # data
-    valid, kept = tests[0], folder / 'lists' / 'valid_trials.txt'
-    if args['path_valid']:
-        given, seed = args['trials_valid'], args['seeds'][0]
-        valid = validation_files(args['path_valid'], given, kept, seed=seed, **loading)
-    corpus = Corpus(args, valid)
-    if ddp.is_main():
-        print(corpus.describe(), flush=True)
-
     # each seed: the whole recipe; with --phase its next step alone
     scored = []
     for seed in args['seeds']:
-        scored += recipe(seed, corpus, tests, logger, args)
+        for output, work in due(seed, recipe(seed, args), args):
+            work(output, seed, corpus, logger, args)
+            ddp.barrier()
+            measured(seed, corpus, tests, args)
+        scored += measured(seed, corpus, tests, args)
     logger.finish()
 
     # results
-    if scored:
-        results(scored, tests, folder, args)
+    results(scored, tests, folder, args)
 
 
-def recipe(seed, corpus, tests, logger, args):
-    """DINO, then rounds of labels and fine-tuning, then a large margin; returns their scores."""
-    folder, scored = Path(args['path_log']) / f'seed{seed}', []
+def recipe(seed, args):
+    """Its steps: the name for --phase, what the step leaves, and what makes it."""
+    folder, given = Path(args['path_log']) / f'seed{seed}', args['embeddings'] or args['labels']
 
-    def step(phase, output, work, *more):
-        """Runs a step whose output is not there; true where the recipe may go on."""
-        if due(phase, output, args):
-            work(output, *more, seed, corpus, logger, args)
-            ddp.barrier()
-            return args['phase'] == 'all'
-        return True
-
-    def measure(name, system, **more):
-        where = folder / name
-        measured = partial(score, name, seed, system, tests, where, args)
-        scored.append({**once(where / 'scores.json', measured), **more})
-
-    # DINO, or embeddings from elsewhere
+    # DINO, or embeddings or labels from elsewhere
     newest = folder / 'dino' / 'encoder.pt'
-    if not (args['embeddings'] or args['labels']):
-        if not step('dino', newest, train_dino):
-            return scored
-        measure('dino', dino_system(newest, args))
+    if not given:
+        yield 'dino', newest, train_dino
 
     # pseudo-labels and fine-tuning, each round from the pre-trained WavLM
     for number in range(args['rounds'] + 1):
-        embeddings, labels = folder / f'embeddings/{number}.pt', folder / f'labels/{number}.txt'
-        given = args['embeddings'] or args['labels'] if number == 0 else None
-        if not given and not step('embed', embeddings, embed, newest):
-            return scored
-        source = Path(given) if given else embeddings
-        if not step('cluster', labels, cluster, source):
-            return scored
-        model = folder / f'round{number}' / 'model.pt'
-        if not step('finetune', model, finetune, labels, None):
-            return scored
-        measure(f'round{number}', system_of(model, args), quality=quality_of(labels, corpus))
-        newest = model
+        source, labels = folder / f'embeddings/{number}.pt', folder / f'labels/{number}.txt'
+        if given and number == 0:
+            source = Path(given)
+        else:
+            yield 'embed', source, partial(embed, newest)
+        yield 'cluster', labels, partial(cluster, source)
+        newest = folder / f'round{number}' / 'model.pt'
+        yield 'finetune', newest, partial(finetune, labels, None)
 
     # large-margin fine-tuning; of a run with more rounds it is another
     if args['lmft_epochs'] > 0:
         name = f'lmft{args["rounds"]}'
-        model = folder / name / 'model.pt'
-        if not step('lmft', model, finetune, labels, newest):
-            return scored
-        measure(name, system_of(model, args))
-    return scored
+        yield 'lmft', folder / name / 'model.pt', partial(finetune, labels, newest)
 
 
 def train_dino(output, seed, corpus, logger, args):
@@ -144,15 +127,16 @@ def train_dino(output, seed, corpus, logger, args):
     parallel = framework.distribute(args['device'], args['sync_bn'])
     optimizer = dino_optimizer(framework, args)
     loader, title = corpus.dino_loader(seed), f'seed{seed}/dino'
-    loop = loop_of('dino', seed, loader, args, framework=framework, optimizer=optimizer)
-    for epoch in loop.epochs(args['dino_epoch']):
+    objects = {'framework': framework, 'optimizer': optimizer}
+    loop = loop_of('dino', seed, loader, args, keep=kept_epochs(args), **objects)
+    for epoch in loop.epochs(last_epoch(args)):
         metrics = dino_epoch(f'{title} {epoch}', epoch, loop, parallel, optimizer, args)
         teacher = framework.teacher['encoder']
         end_epoch(title, epoch, metrics, loop, teacher, corpus, logger, args)
-    loop.export(framework.networks)
+    loop.export(partial(handed_on, framework, loop, args))
 
 
-def finetune(output, labels_file, start, seed, corpus, logger, args):
+def finetune(labels_file, start, output, seed, corpus, logger, args):
     """Steps 3 and 4: WavLM and MHFA on pseudo-labels; from the model `start` on, large margin."""
     set_seed(seed + 1000 * ddp.rank(), args['deterministic'])
     step, large = output.parent.name, start is not None
@@ -184,6 +168,8 @@ def finetune(output, labels_file, start, seed, corpus, logger, args):
             f'{title} {epoch}', epoch, done, gate, loop, parallel, optimizer, args
         )
         metrics |= gate_report(epoch, metrics, gate, labels, corpus, loop)
+        if large:
+            keep_model(epoch, framework, loop)
         end_epoch(title, epoch, metrics, loop, system, corpus, logger, args)
     gate.write_losses(loop.folder / 'losses.npz')
     loop.export(lambda: {'model': to_published(framework.state_dict())})

@@ -1,5 +1,6 @@
 """The files a run needs and leaves, and those of `--demo`."""
 
+import re
 from pathlib import Path
 
 from shared import ddp
@@ -9,16 +10,10 @@ from shared.errors import UserError
 
 
 def needed_paths(args):
-    """What has to be there before anything is built, by the name of its argument.
-
-    Raises:
-        UserError: embeddings and labels, which only --phase cluster takes together.
-    """
-    if args['embeddings'] and args['labels']:
-        raise UserError('embeddings, labels: begin with one of them; both are for --phase cluster')
-    names = ['path_ssl', 'path_test', 'trials_test', 'published', 'embeddings', 'labels']
+    """What has to be there before anything is built, by the name of its argument."""
+    names = ['path_test', 'trials_test', 'published', 'embeddings', 'labels']
     if not args['eval']:
-        names += ['path_train', 'list_train', 'path_musan', 'path_rir', 'path_valid']
+        names += ['path_ssl', 'path_train', 'list_train', 'path_musan', 'path_rir', 'path_valid']
         names += ['trials_valid']
     return {name: args[name] for name in names}
 
@@ -41,17 +36,30 @@ def use_demo_corpus(args):
     )
 
 
+def models_of(seed, args):
+    """What the trainings of a seed have left, in the order of the recipe: of DINO, WavLM and MHFA.
+
+    Those of a run with other `rounds` are among them.
+    """
+    folder = Path(args['path_log']) / f'seed{seed}'
+    found = {}
+    for file in folder.glob('*/model.pt'):
+        if name := re.fullmatch(r'(round|lmft)(\d+)', file.parent.name):
+            found[int(name[2]), name[1] == 'lmft'] = file
+    files = [*folder.glob('dino/encoder.pt'), *(found[place] for place in sorted(found))]
+    return ddp.broadcast_object(files)
+
+
 def last_model(args):
     """The newest model of this run's last seed.
 
     Raises:
         UserError: there is none yet.
     """
-    folder = Path(args['path_log']) / f'seed{args["seeds"][-1]}'
-    for number in range(args['rounds'], -1, -1):
-        for step in (f'lmft{number}', f'round{number}'):
-            if (folder / step / 'model.pt').exists():
-                return folder / step / 'model.pt'
-    raise UserError(
-        f'{folder}: no model.pt in lmft or round*; train first, or name a file with --published'
-    )
+    files = [file for file in models_of(args['seeds'][-1], args) if file.name == 'model.pt']
+    if not files:
+        raise UserError(
+            f'{args["path_log"]}/seed{args["seeds"][-1]}: no model.pt in lmft or round*; train '
+            'first, or name a file with --published'
+        )
+    return files[-1]

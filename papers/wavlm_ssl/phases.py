@@ -8,45 +8,56 @@ import torch
 import plots
 from gate import UNSEEN, LossRecord, fit_gate
 from losses import NO_GATE, SMALLEST
+from published import to_published
 from shared import ddp
+from shared.checkpoint import write
 from shared.errors import UserError
 from shared.files import replacing
 from shared.loop import Loop
 from train import validate
 
-SHOWN = (
-    'loss',
-    'dino_loss',
-    'spread',
-    'aam_loss',
-    'accuracy',
-    'kept %',
-    'corrected %',
-    'threshold',
+SHOWN = (  # of DINO, of fine-tuning, of both
+    *('loss', 'dino_loss', 'spread'),
+    *('aam_loss', 'accuracy', 'kept %', 'corrected %', 'threshold'),
+    *('valid_eer', 'utterances_per_second'),
 )
-SHOWN = (*SHOWN, 'valid_eer', 'utterances_per_second')
 
 
-def due(phase, output, args):
-    """Whether a step has to be run now: its output is not there, and it is of the kind asked for.
+def due(seed, steps, args):
+    """The steps to be run now, as output and work: those whose output is not there.
+
+    With --phase the first of them alone, and only if it is of this kind. Where one is not because
+    the kind was done already, a line says what comes next.
 
     Raises:
-        UserError: it comes before what was asked for.
+        UserError: another kind comes before the first step of the one asked for.
     """
-    if ddp.broadcast_object(output.exists()):
-        return False
-    if args['phase'] not in ('all', phase):
-        raise UserError(f'{output}: is not there; it comes first: run --phase {phase}')
-    return True
+    asked, done = args['phase'], set()
+    for phase, output, work in steps:
+        if ddp.broadcast_object(output.exists()):
+            done.add(phase)
+            continue
+        if asked == 'all':
+            yield output, work
+            continue
+        if asked == phase:
+            yield output, work
+        elif asked not in done:
+            raise UserError(f'{output}: is not there; it comes first: run --phase {phase}')
+        elif ddp.is_main():
+            print(f'seed{seed}: {asked} is done; next: --phase {phase}', flush=True)
+        return
+    if asked != 'all' and ddp.is_main():
+        print(f'seed{seed}: the whole recipe is done', flush=True)
 
 
-def loop_of(step, seed, loader, args, **objects):
-    """The training loop of a step of one seed, in its folder of the run."""
+def loop_of(step, seed, loader, args, keep=0, **objects):
+    """The training loop of a step of one seed, in its folder of the run; `keep` epochs at least."""
     return Loop(
         Path(args['path_log']) / f'seed{seed}' / step,
         loader,
         max_bad_share=args['max_bad_share'],
-        keep=args['keep_checkpoints'],
+        keep=max(args['keep_checkpoints'], keep),
         save_minutes=args['save_minutes'],
         **objects,
     )
@@ -58,6 +69,13 @@ def end_epoch(title, epoch, metrics, loop, embed, corpus, logger, args):
     metrics['valid_eer'] = records['tta']['eer']
     loop.log_epoch(title, epoch, metrics, logger, SHOWN)
     loop.end_epoch(metrics, value=-epoch)
+
+
+def keep_model(epoch, framework, loop):
+    """Leaves the weights of an epoch as the authors do: how many were meant is open (quirk 1)."""
+    if ddp.is_main():
+        state = to_published(framework.state_dict())
+        write(state, loop.folder / f'model_epoch{epoch}.pt')
 
 
 class DynamicGate:
@@ -73,22 +91,34 @@ class DynamicGate:
     def __init__(self, count, device):
         self.record = LossRecord(count, device)
         self.log_gate = NO_GATE
+        self._fitted = None  # to the record as it is
 
     @property
     def active(self):
         """Whether a threshold has been found."""
         return self.log_gate != NO_GATE
 
+    def fit(self):
+        """The mixture of a whole epoch's losses, fitted once, by rank 0; every rank calls it."""
+        if self._fitted is None:
+            losses = self.record.values()
+            self._fitted = ddp.broadcast_object(fit_gate(losses) if ddp.is_main() else None)
+        return self._fitted
+
     def begin(self, epoch, args):
         """Sets the threshold from the losses of the epoch before; the old one where there is none."""
         losses = self.record.values()
         if epoch >= args['gate_epoch'] and np.isfinite(losses).any():
-            found = fit_gate(losses).threshold
+            found = self.fit().threshold
             if found is not None:
                 seen = losses[np.isfinite(losses)]
                 least = np.quantile(np.maximum(seen, SMALLEST), args['gate_least'])
                 self.log_gate = max(found, float(np.log(least)))
+            elif ddp.is_main():  # quirk 8
+                stays = f'stays at {self.log_gate:.4g}' if self.active else 'stays open'
+                print(f'epoch {epoch}: no crossing between the means, the gate {stays}', flush=True)
         self.record.clear()
+        self._fitted = None
 
     def write_losses(self, file):
         """Leaves the last epoch's losses (N,), which large-margin fine-tuning begins with."""
@@ -104,6 +134,7 @@ class DynamicGate:
         losses = torch.from_numpy(np.load(file)['losses'])
         losses = torch.where(losses.isnan(), UNSEEN, losses)
         self.record.load_state_dict({**state, 'losses': losses})
+        self._fitted = None
 
     def state_dict(self):
         return {'log_gate': self.log_gate, 'record': self.record.state_dict()}
@@ -111,11 +142,13 @@ class DynamicGate:
     def load_state_dict(self, state):
         self.log_gate = state['log_gate']
         self.record.load_state_dict(state['record'])
+        self._fitted = None
 
 
 def gate_report(epoch, metrics, gate, labels, corpus, loop):
     """Draws what the gate did in an epoch and so far; returns how right what it let pass was."""
     losses, (kept, corrected, learnt) = gate.record.values(), gate.record.fates_and_labels()
+    fitted = gate.fit()
     new, right, found = np.where(corrected, learnt, -1), None, {}
     if len(corpus.train.speaker_ids) > 1:  # true speakers, for the eye only: nothing learns of them
         found = plots.precisions(labels, corpus.train.speakers, kept, new)
@@ -127,7 +160,7 @@ def gate_report(epoch, metrics, gate, labels, corpus, loop):
         plots.draw_gate(
             folder / f'gate_{epoch:02d}.png',
             log_losses,
-            fit_gate(losses),
+            fitted,
             title,
             threshold=threshold,
             right=right,

@@ -1,11 +1,13 @@
 """Builds the networks from `args`: pre-trained, from a run, or from a file of the authors."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from dino import dino_encoder
 from published import read
+from shared import ddp
 from shared.checkpoint import load_weights
 from shared.checkpoint import read as read_state
 from shared.losses.aam_softmax import AamSoftmax
@@ -38,7 +40,11 @@ def criterion_of(args, classes, margin):
 
 def system_of(file, args):
     """WavLM and MHFA of a run's file or the authors', to embed with."""
-    config = replace(read_ssl(args['path_ssl']).config, normalise_wave=False)
+    config = None  # that of a Base+, as far as the shapes do not tell
+    if Path(args['path_ssl']).exists():
+        config = replace(read_ssl(args['path_ssl']).config, normalise_wave=False)
+    elif ddp.is_main():
+        print(f'path_ssl {args["path_ssl"]} is not there: taken for a WavLM-Base+', flush=True)
     found = read(file).module(config)
     return WavlmSpeaker(found.encoder, found.backend, args['longest'])
 
@@ -51,19 +57,19 @@ def dino_system(file, args):
 
 
 class WavlmSpeaker(SslSpeakerEncoder):
-    """WavLM and MHFA; of a long file only the beginning is heard (spec 7).
+    """WavLM and MHFA; of a long file only the beginning is scored (spec 7).
 
     Args:
         encoder: of hidden states.
         backend: of an embedding.
-        longest: samples.
+        longest: samples; None: all.
     """
 
-    def __init__(self, encoder, backend, longest):
+    def __init__(self, encoder, backend, longest=None):
         super().__init__(encoder, backend)
         self.longest = longest
 
     def forward(self, waves, lengths=None):
-        if lengths is not None:
+        if lengths is not None and self.longest:
             lengths = lengths.clamp(max=self.longest)
         return super().forward(waves[:, : self.longest], lengths)

@@ -8,6 +8,8 @@ from shared.datasets.items import to_device
 from shared.datasets.voxceleb import known_name
 from shared.evaluation.crops import verify_by_crops
 from shared.evaluation.extraction import extract
+from shared.evaluation.verification import verify
+from shared.optim.schedules import exponential_steps
 from shared.precision import autocast
 
 
@@ -15,7 +17,7 @@ def finetune_epoch(title, epoch, done, gate, loop, parallel, optimizer, args):
     """AAM-softmax on pseudo-labels behind the gate; `done` epochs came before this phase's."""
     parallel.train()
     for group in optimizer.param_groups:
-        group['lr'] = group['first_lr'] * args['lr_decay'] ** (done + epoch - 1)
+        group['lr'] = exponential_steps(group['first_lr'], args['lr_decay'], 1, done + epoch)
     correct = done + epoch >= args['lc_epoch']
     for batch in loop.batches(title):
         batch = to_device(batch, args['device'])
@@ -43,12 +45,17 @@ def finetune_epoch(title, epoch, done, gate, loop, parallel, optimizer, args):
 
 def embeddings_of(embed, corpus, args, noisy=False):
     """Raw embeddings (N, D) of every training file, whole; a row of NaN for an unreadable one."""
+    return embed_whole(embed, corpus.whole_loader(), len(corpus.train), args, noisy)
+
+
+def embed_whole(embed, loader, count, args, noisy=False):
+    """Embeddings (N, D) of N files, whole."""
     embed.to(args['device']).eval()
     if noisy:  # quirk 4: with dropout and LayerDrop
         for part in embed.children():
             part.train()
     with torch.compiler.set_stance('force_eager'):  # every length would be compiled anew
-        return extract(embed, corpus.whole_loader(), len(corpus.train), args['device'])
+        return extract(embed, loader, count, args['device'])
 
 
 def validate(embed, trial_files, args, resamples=0, full=True):
@@ -63,4 +70,17 @@ def validate(embed, trial_files, args, resamples=0, full=True):
         known_name=known_name(len(trial_files.trials)),
         eer_rule=args['eer_rule'],
         resamples=resamples,
+    )
+
+
+def validate_whole(embed, trial_files, args, resamples=0):
+    """Record of a list by whole files alone, as DINO is scored (spec 8.2), and the scores (M,)."""
+    trials = trial_files.trials
+    return verify(
+        embed_whole(embed, trial_files.loader(), len(trials.files), args),
+        trials,
+        known_name=known_name(len(trials)),
+        eer_rule=args['eer_rule'],
+        resamples=resamples,
+        converted=trial_files.converted,
     )

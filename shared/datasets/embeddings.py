@@ -97,27 +97,52 @@ def write_labels(path: str | Path, names: Sequence[str], labels: np.ndarray) -> 
 
 
 def read_labels(path: str | Path) -> tuple[list[str], np.ndarray]:
-    """Reads a list of two columns, `cluster key`.
+    """Reads a list of labels, `cluster key` a line, or a train list, `speaker path [... seconds]`.
+
+    Where column 1 holds anything but numbers, its names become their numbers in sorted order.
 
     Returns:
-        N names cut to their last three parts and the cluster numbers (N,) int64 as written.
+        N names cut to their last three parts and their labels (N,) int64.
 
     Raises:
         DataError: no such file, nothing in it, or the first line that is wrong.
     """
-    names: dict[str, int] = {}
+    found: dict[str, str] = {}
+    used: dict[str, str] = {}  # one string a label, not one a line
+    width = 0
     for number, fields in lines(path):
-        if len(fields) != 2:
-            raise bad_line(path, number, fields, 'must be `cluster path`')
-        if not (fields[0].isascii() and fields[0].isdigit() and len(fields[0]) < 19):
-            raise bad_line(path, number, fields, 'must begin with a cluster number from 0')
+        width = width or len(fields)
+        seconds = width == 2 or _is_number(fields[-1])
+        if width < 2 or len(fields) != width or not seconds:
+            raise bad_line(path, number, fields, 'must be `label path [... seconds]`')
+        if _is_number(fields[0]) and not _is_count(fields[0]):
+            raise bad_line(
+                path, number, fields, 'must begin with a cluster number from 0, or a name'
+            )
         name = key(fields[1])
-        if name in names:
+        if name in found:
             raise bad_line(path, number, fields, 'repeats an utterance')
-        names[name] = int(fields[0])
-    if not names:
+        found[name] = used.setdefault(fields[0], fields[0])
+    if not found:
         raise DataError(f'{path}: lists no utterance')
-    return list(names), np.fromiter(names.values(), np.int64, len(names))
+    if all(map(_is_count, used)):
+        numbers = {label: int(label) for label in used}
+    else:
+        numbers = {label: number for number, label in enumerate(sorted(used))}
+    labels = (numbers[label] for label in found.values())
+    return list(found), np.fromiter(labels, np.int64, len(found))
+
+
+def coverage(utterances: Utterances, names: Sequence[str]) -> tuple[int, int]:
+    """How many utterances the names contain, and how many of the names are no utterance.
+
+    Args:
+        utterances: of a corpus.
+        names: keys as read.
+    """
+    keys = [key(utterances.name(i)) for i in range(len(utterances))]
+    given, here = set(names), set(keys)
+    return sum(name in given for name in keys), len(given - here)
 
 
 def labels_for(utterances: Utterances, names: Sequence[str], labels: np.ndarray) -> np.ndarray:
@@ -165,6 +190,19 @@ def _check_unique(path: str | Path, keys: list[str]) -> None:
         raise DataError(
             f'{path}: {twice} occurs twice, as the last {PARTS} parts of a path: they must differ'
         )
+
+
+def _is_count(text: str) -> bool:
+    """Whether it is a number from 0 that fits into 64 bits."""
+    return text.isascii() and text.isdigit() and len(text) < 19
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _kind(value: object) -> str:

@@ -147,7 +147,8 @@ def collate(samples: list[Sample]) -> dict:
     for name in samples[0].more:
         batch[name] = _collated([s.more[name] for s in samples])
     batch['skipped'] = [message for s in samples for message in s.skipped]
-    batch['converted'] = sum((s.converted for s in samples), Counter())
+    # a plain dict: pinning memory would add to a Counter what is in it
+    batch['converted'] = dict(sum((s.converted for s in samples), Counter()))
     return batch
 
 

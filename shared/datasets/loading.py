@@ -15,6 +15,7 @@ from shared.datasets.items import DataError, Sample, collate
 from shared.datasets.reading import AudioError, AudioReader, durations
 from shared.datasets.samplers import ShuffledBatches, padded_batches, truncated_batches
 
+TOLERATED = 10  # samples that may be replaced in a run, however few it has read
 SHORTEST = 400  # samples at 16 kHz, one analysis window; shorter files are wrapped around
 
 
@@ -63,7 +64,7 @@ class SkippedFiles:
 
     Args:
         path_log_file: text file that gets one line for each bad file.
-        max_share: part of the samples, from 0 to 1, that may be replaced.
+        max_share: part of the samples, from 0 to 1, that may be replaced; `TOLERATED` always may.
     """
 
     def __init__(self, path_log_file: str | Path, max_share: float):
@@ -76,23 +77,24 @@ class SkippedFiles:
         """The loader's batches without 'skipped' and 'converted', which are counted.
 
         Raises:
-            DataError: more than the set share is bad, looked at from the 100th sample on.
+            DataError: more than the set share and `TOLERATED`, from the 100th sample on.
         """
         for batch in loader:
             self._count(batch.pop('skipped'), batch.pop('converted'), len(batch['index']))
             yield batch
 
-    def _count(self, messages: list[str], converted: Counter, samples: int) -> None:
+    def _count(self, messages: list[str], converted: dict[str, int], samples: int) -> None:
         self.samples += samples
         self.replaced += len(messages)
-        self.converted += converted
+        self.converted.update(converted)
         new = [message for message in dict.fromkeys(messages) if message not in self.files]
         if new:
             self.files.update(new)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, 'a') as file:
                 file.write(''.join(f'{message}\n' for message in new))
-        if self.samples >= 100 and self.replaced > self.max_share * self.samples:
+        allowed = max(TOLERATED, self.max_share * self.samples)
+        if self.samples >= 100 and self.replaced > allowed:
             raise DataError(
                 f'{self.replaced} of {self.samples} samples had to be replaced, more than '
                 f'{100 * self.max_share:g} %; bad files are listed in {self.path}'

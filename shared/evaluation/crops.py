@@ -31,8 +31,8 @@ class TrialFiles(Protocol):
 class CropEmbedder(nn.Module):
     """Whole files to an embedding of each of S crops, after that of the file where `full`.
 
-    Crops overlap: those of a batch may be many times its audio. They are embedded in slices of no
-    more samples than the batch has, or of one file's crops where that is more.
+    Crops overlap: those of a batch may be many times its audio. They are embedded in slices of whole
+    files' crops with no more samples than the batch has, or of one file's where that is more.
 
     Args:
         embed: (waves (B, L)) -> (B, D), and (waves, lengths (B,)) for padded rows.
@@ -52,8 +52,8 @@ class CropEmbedder(nn.Module):
             ValueError: as `cut_segments`.
         """
         crops = cut_segments(waves, lengths, self.count, self.size)  # (B, S, size)
-        rows = max(waves.numel() // self.size, self.count)
-        slices = crops.flatten(0, 1).split(rows)
+        files = max(waves.numel() // (self.size * self.count), 1)
+        slices = [part.flatten(0, 1) for part in crops.split(files)]
         embeddings = torch.cat([self.embed(part) for part in slices]).unflatten(0, crops.shape[:2])
         if not self.full:
             return embeddings

@@ -23,12 +23,14 @@ def extract(
 ) -> Tensor:
     """Embeddings of N files, (N, D) float32 on the CPU and the same on every rank.
 
-    Each rank embeds its share, then all ranks exchange them. Rank 0 shows a progress bar (files/s,
-    time left) when there is more than one batch; it counts its own files times the ranks.
+    Each rank embeds its share, with the buffers (running statistics) of rank 0, then all ranks
+    exchange them. Rank 0 shows a progress bar (files/s, time left) when there is more than one
+    batch; it counts its own files times the ranks.
 
     Args:
         embed: (waves (B, L), lengths (B,) in samples) -> (B, D), or (B, S, D) for S segments a
-            file; called in inference mode. A module, or method of one, must be in eval mode.
+            file; called in inference mode. A module, or method of one, must be in eval mode; of
+            anything else the buffers are not known and stay each rank's own.
         loader: this rank's batches (`shared.datasets.loading.whole_files`): dicts of index (B,)
             0..N-1, waves and lengths, and maybe `skipped`, a message for each file left out
             because its audio is bad. Such files get a row of NaN.
@@ -41,8 +43,10 @@ def extract(
         UserError: no file could be read.
     """
     owner = embed if isinstance(embed, nn.Module) else getattr(embed, '__self__', None)
-    if isinstance(owner, nn.Module) and owner.training:
-        raise ValueError('the network is in train mode: call .eval() before extract')
+    if isinstance(owner, nn.Module):
+        if owner.training:
+            raise ValueError('the network is in train mode: call .eval() before extract')
+        ddp.broadcast_buffers(owner)
     index, rows, skipped = _embed_share(embed, loader, count, device)
     if len(index) and not 0 <= int(index.min()) <= int(index.max()) < count:
         raise ValueError(f'file index {int(index.min())}..{int(index.max())} of {count} files')

@@ -9,6 +9,19 @@ from torch import Tensor, nn
 SINE_FLOOR = 1e-12  # of sin^2: the slope of the root stays finite at |cos| = 1
 
 
+def plain_logits(embeddings: Tensor, weight: Tensor, scale: float = 30.0) -> Tensor:
+    """s * cos (B, C), the logits of `AamSoftmax` without its margin, in fp32 under autocast.
+
+    Args:
+        embeddings: (B, D), of any length.
+        weight: (C, D), of any length.
+        scale: s.
+    """
+    with torch.autocast(embeddings.device.type, enabled=False):
+        embeddings = embeddings.to(weight.dtype)
+        return scale * F.linear(F.normalize(embeddings), F.normalize(weight))
+
+
 class AamSoftmax(nn.Module):
     """Cross-entropy over cosines, the target's angle enlarged by a margin.
 

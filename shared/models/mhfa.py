@@ -14,7 +14,8 @@ class Mhfa(nn.Module):
 
     Source: Peng et al., SLT 2022 (spec wavlm_ssl 3.3). Keys and values are two weighted sums of the
     states, softmax-normalised and compressed; the keys give each head its attention over time, with
-    which it averages the values; one linear layer joins the heads. 2,302,554 parameters.
+    which it averages the values; one linear layer joins the heads. 2,302,554 parameters. Attention
+    and average are fp32 under autocast.
 
     Args:
         states: hidden states, one more than the encoder has layers.
@@ -57,5 +58,7 @@ class Mhfa(nn.Module):
             outside = ~frame_mask(frames, values.shape[1]).mT  # (B, T, 1)
             attention = attention.masked_fill(outside, -torch.inf)
             values = values.masked_fill(outside, 0)
-        heads = attention.softmax(1).to(values.dtype).mT @ values  # (B, H, C)
+        with torch.autocast(values.device.type, enabled=False):
+            dtype = torch.promote_types(values.dtype, torch.float32)
+            heads = attention.to(dtype).softmax(1).mT @ values.to(dtype)  # (B, H, C)
         return self.pooling_fc(heads.flatten(1))

@@ -105,6 +105,21 @@ def test_second_start_of_a_finished_run_changes_nothing(corpus, finished, tmp_pa
     assert (copy / 'results.json').read_text() == results
 
 
+def test_another_test_list_is_scored_anew_and_nothing_is_trained(corpus, finished, tmp_path):
+    copy = tmp_path / 'LGL' / 'run'
+    shutil.copytree(finished[0], copy)
+    before = encoder(copy)
+    LGL.run(corpus, tmp_path, trials_test=corpus.trials['E'])
+    assert same(before, encoder(copy)) and logged(copy) == logged(finished[0])
+    results = json.loads((copy / 'results.json').read_text())
+    assert results['evaluations'][0]['list'] == 'vox1_E'
+    for row, old in zip(results['table'], table_of(finished[0]), strict=True):
+        assert row.keys() == old.keys() and row['phase'] == old['phase']
+        assert len(np.load(copy / 'scores' / f'{row["phase"]}.npy')) == trials_in(corpus, 'E')
+    assert results['table'][-1]['EER %'] == results['evaluations'][0]['eer']
+    assert [row['EER %'] for row in results['table']] != [r['EER %'] for r in table_of(finished[0])]
+
+
 def test_run_killed_at_three_moments_ends_with_the_same_bits(corpus, finished, tmp_path):
     """Killed in mid-epoch of Stage I, right after clustering, and in the gated phase."""
     folder = tmp_path / 'LGL' / 'run'

@@ -108,7 +108,8 @@ def test_recipe_leaves_table_plots_report_and_the_authors_files(corpus, finished
 
 
 def test_records_say_how_each_number_came_about(finished):
-    records = json.loads((finished[0] / 'seed1/finetune/conditions.json').read_text())['records']
+    stored = json.loads((finished[0] / 'seed1/finetune/conditions.json').read_text())
+    records = stored['result']['records']
     assert len(records) == 9 * 3  # clean and 4 noises x 2 SNRs; tta, full, full+tta
     assert {r['crop'] for r in records} == {'tta', 'full', 'full+tta'}
     for record in records:
@@ -149,6 +150,18 @@ def test_second_start_of_a_finished_run_changes_nothing(corpus, finished, tmp_pa
     NAWSV.run(corpus, tmp_path, compare='true')
     assert same(before, exported(copy))
     assert (copy / 'results.json').read_text() == results
+
+
+def test_another_test_list_is_scored_anew_in_a_moved_run(corpus, finished, tmp_path):
+    copy = tmp_path / 'NAW-SV' / 'run'
+    shutil.copytree(finished[0], copy)
+    lists = f'{corpus.trials["O"]},{corpus.trials["E"]}'
+    NAWSV.run(corpus, tmp_path, compare='true', trials_test=lists)
+    assert same(exported(finished[0]), exported(copy)) and table_of(copy) == table_of(finished[0])
+    stored = json.loads((copy / 'seed1/finetune/conditions.json').read_text())['result']
+    names = {record['name'] for record in stored['records'] if not record['noise']}
+    assert names == {'vox1_O', 'vox1_E'}
+    assert str(tmp_path) not in json.dumps(stored)  # names no place that may be left
 
 
 def test_run_killed_at_three_moments_ends_with_the_same_bits(corpus, finished, tmp_path):

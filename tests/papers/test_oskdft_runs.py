@@ -1,5 +1,6 @@
 """Whole runs of papers/oskdft from its command line: a WavLM of two layers, twelve speakers."""
 
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -130,6 +131,18 @@ def test_second_start_of_a_finished_run_changes_nothing(corpus, finished, tmp_pa
     OSKDFT.run(corpus, tmp_path, phase='compare')
     assert same(before, exported(copy))
     assert (copy / 'results.json').read_text() == results
+
+
+def test_another_test_list_is_scored_anew_in_a_moved_run(corpus, finished, tmp_path):
+    copy = tmp_path / 'OS-KDFT' / 'run'
+    shutil.copytree(finished[0], copy)
+    before, results = exported(copy), table_of(copy)
+    OSKDFT.run(corpus, tmp_path, phase='compare', trials_test=corpus.trials['E'])
+    assert same(before, exported(copy))
+    assert [row['EER %'] for row in table_of(copy)] != [row['EER %'] for row in results]
+    stored = json.loads((copy / 'seed1/oskdft/scores.json').read_text())['result']
+    assert {record['name'] for record in stored['records']} == {'vox1_E'}
+    assert str(tmp_path) not in json.dumps(stored)  # names no place that may be left
 
 
 def test_run_killed_at_three_moments_ends_with_the_same_bits(corpus, finished, tmp_path):

@@ -1,11 +1,15 @@
 import contextlib
 import copy
+import types
 
 import numpy as np
 import pytest
 import torch
 
+from shared import checkpoint
+from shared.averaging import average
 from shared.datasets.items import Sample, collate
+from shared.errors import UserError
 from shared.losses.dino import DinoLoss, RedundancyLoss
 from shared.meters import Meters
 
@@ -38,12 +42,23 @@ ARGS = {
     'dino_se_width': 4,
     'dino_embed_size': 5,
     'freeze_last_epoch': 1,
+    'dino_take': 3,
 }
 
 
 @pytest.fixture
-def dino(paper):
-    return paper('wavlm_ssl').dino
+def wavlm_ssl(paper):
+    return paper('wavlm_ssl')
+
+
+@pytest.fixture
+def dino(wavlm_ssl):
+    return wavlm_ssl.dino
+
+
+@pytest.fixture
+def training(wavlm_ssl):
+    return wavlm_ssl.dino_training
 
 
 @pytest.fixture
@@ -158,31 +173,31 @@ def test_what_is_handed_on_is_the_encoder_of_the_teacher(dino, method):
     assert (next(encoder.parameters()) == 0.5).all()
 
 
-def test_each_gradient_is_clipped_on_its_own(dino):
+def test_each_gradient_is_clipped_on_its_own(training):
     parameters = [torch.zeros(n, requires_grad=True) for n in (4, 9, 2)]
     parameters[0].grad = torch.full((4,), 5.0)  # norm 10
     parameters[1].grad = torch.full((9,), 0.5)  # norm 1.5
-    dino.clip_each(parameters, 3.0)
+    training.clip_each(parameters, 3.0)
     assert parameters[0].grad.tolist() == pytest.approx([1.5] * 4)
     assert parameters[1].grad.tolist() == [0.5] * 9
     assert parameters[2].grad is None
 
 
-def test_regulariser_grows_on_a_line_with_both_ends_and_stays(dino):
+def test_regulariser_grows_on_a_line_with_both_ends_and_stays(training):
     expected = [*np.linspace(0.05, 0.2, 10), 0.2, 0.2]
-    found = [dino.regulariser_weight(epoch, ARGS) for epoch in range(1, 13)]
+    found = [training.regulariser_weight(epoch, ARGS) for epoch in range(1, 13)]
     assert found == pytest.approx(expected)
 
 
-def naive_epoch(dino, method, optimizer, epoch, batches):
+def naive_epoch(training, method, optimizer, epoch, batches):
     """The steps of an epoch of 2 batches in plain words."""
     for i, batch in enumerate(batches):
         step = (epoch - 1) * 2 + i
-        lr, momentum = dino.schedules(step, 2, ARGS)
+        lr, momentum = training.schedules(step, 2, ARGS)
         for group in optimizer.param_groups:
             group['lr'] = lr
         losses, targets = method(
-            batch['waves'], batch['locals']['waves'], dino.regulariser_weight(epoch, ARGS)
+            batch['waves'], batch['locals']['waves'], training.regulariser_weight(epoch, ARGS)
         )
         optimizer.zero_grad()
         losses['loss'].backward()
@@ -201,30 +216,89 @@ def naive_epoch(dino, method, optimizer, epoch, batches):
 
 
 @pytest.mark.parametrize('epoch', [1, 2])
-def test_epoch_equals_its_steps_in_plain_words(dino, method, epoch):
+def test_epoch_equals_its_steps_in_plain_words(training, method, epoch):
     batches = [batch_of(seed) for seed in (3, 4)]
     other = copy.deepcopy(method)
-    optimizer, theirs = (dino.dino_optimizer(m, ARGS) for m in (method, other))
+    optimizer, theirs = (training.dino_optimizer(m, ARGS) for m in (method, other))
     first = method.student['head'].last_layer.weight.clone()
-    metrics = dino.dino_epoch('', epoch, FakeLoop(batches), method, optimizer, ARGS)
-    naive_epoch(dino, other, theirs, epoch, batches)
+    metrics = training.dino_epoch('', epoch, FakeLoop(batches), method, optimizer, ARGS)
+    naive_epoch(training, other, theirs, epoch, batches)
     for (name, ours), expected in zip(method.state_dict().items(), other.state_dict().values()):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5, msg=name)
     frozen = torch.equal(first, method.student['head'].last_layer.weight)
     assert frozen == (epoch == 1)
-    lr, momentum = dino.schedules(2 * epoch - 1, 2, ARGS)
+    lr, momentum = training.schedules(2 * epoch - 1, 2, ARGS)
     assert (metrics['lr'], metrics['teacher_momentum']) == (lr, momentum)
     assert {'loss', 'dino_loss', 'reg_loss', 'spread', 'reg_weight'} <= metrics.keys()
 
 
-def test_a_stopped_epoch_goes_on_with_the_step_it_was_at(dino, method, monkeypatch):
+def test_a_stopped_epoch_goes_on_with_the_step_it_was_at(training, method, monkeypatch):
     batches = [batch_of(seed) for seed in (3, 4, 5)]
     steps = []
-    schedules = dino.schedules
+    schedules = training.schedules
     monkeypatch.setattr(
-        dino, 'schedules', lambda step, *more: steps.append(step) or schedules(step, *more)
+        training, 'schedules', lambda step, *more: steps.append(step) or schedules(step, *more)
     )
-    optimizer = dino.dino_optimizer(method, ARGS)
+    optimizer = training.dino_optimizer(method, ARGS)
     with contextlib.suppress(ZeroDivisionError):
-        dino.dino_epoch('', 3, FakeLoop(batches, done=1), method, optimizer, ARGS)
+        training.dino_epoch('', 3, FakeLoop(batches, done=1), method, optimizer, ARGS)
     assert steps[:2] == [7, 8]
+
+
+# --- whose weights are handed on (spec 8.2, 8.3)
+
+
+def finished(method, folder, epochs):
+    """The loop of a training that left random weights after each epoch, with the last in `method`."""
+    for epoch in range(1, epochs + 1):
+        torch.manual_seed(epoch)
+        with torch.no_grad():
+            for parameter in method.parameters():
+                parameter.copy_(torch.randn_like(parameter))
+        checkpoint.write(method.state_dict(), folder / f'epoch_{epoch:04d}.pt')
+    return types.SimpleNamespace(folder=folder, history=[{}] * epochs)
+
+
+def test_training_ends_with_the_epoch_that_is_handed_on(training, method, tmp_path):
+    """The schedules are those of all epochs, so what follows it would change nothing."""
+    assert training.last_epoch(ARGS) == 3 < ARGS['dino_epoch']
+    assert training.kept_epochs(ARGS) == 1
+    loop = finished(method, tmp_path, 3)
+    expected = copy.deepcopy(method.networks())['encoder']
+    found = training.handed_on(method, loop, ARGS)['encoder']
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize('epochs', [4, 12])
+def test_plain_dino_hands_on_the_mean_of_its_last_ten_epochs(training, method, tmp_path, epochs):
+    args = {**ARGS, 'dino_take': 0, 'dino_epoch': epochs}
+    assert training.last_epoch(args) == epochs and training.kept_epochs(args) == 10
+    loop = finished(method, tmp_path, epochs)
+    first = max(epochs - 10, 0) + 1
+    mean = average(tmp_path / f'epoch_{e:04d}.pt' for e in range(first, epochs + 1))
+    found = training.handed_on(method, loop, args)['encoder']
+    for name, value in found.items():
+        torch.testing.assert_close(value, mean[f'teacher.encoder.{name}'])
+
+
+@pytest.mark.parametrize(
+    'given, words',
+    [
+        (('--dino_take', '71'), 'dino_take 71'),
+        (('--dino_take', '-1'), 'dino_take -1'),
+        (('--dino_epoch', '59'), 'dino_take 60: an epoch of the 59'),
+        (('--dino', 'dino'), 'use --preset dino'),
+    ],
+)
+def test_arguments_of_no_recipe_are_refused(wavlm_ssl, given, words):
+    with pytest.raises(UserError, match=words):
+        wavlm_ssl.arguments.get_args(given)
+
+
+def test_presets_hand_on_what_their_authors_did(wavlm_ssl):
+    take = {
+        given: wavlm_ssl.arguments.get_args(given.split())[0]
+        for given in ('', '--preset dino', '--demo', '--dino dino --dino_regulariser 0')
+    }
+    assert [take[given]['dino_take'] for given in ('', '--preset dino')] == [60, 0]
+    assert take['--demo']['dino_take'] == take['--demo']['dino_epoch']

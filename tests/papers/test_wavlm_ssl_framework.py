@@ -90,6 +90,24 @@ def test_gate_and_correction_are_those_of_naive_passes(wavlm_ssl):
     assert not off(waves(), waves(1), LABELS, gate, True)[3].corrected.any()
 
 
+def test_clean_logits_are_fp32_under_autocast(wavlm_ssl, monkeypatch):
+    """They are divided by a temperature of 0.1: bf16 would cost whole units."""
+    method, heard, seen = framework_of(wavlm_ssl), [], []
+    method.backend.register_forward_hook(lambda module, inputs, output: heard.append(output))
+    gate = wavlm_ssl.framework.gate_and_correct
+
+    def watched(losses, logits, clean_logits, *rest, **options):
+        seen.append(clean_logits)
+        return gate(losses, logits, clean_logits, *rest, **options)
+
+    monkeypatch.setattr(wavlm_ssl.framework, 'gate_and_correct', watched)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        method(waves(), waves(1), LABELS, 0.0, True)
+    assert seen[0].dtype == torch.float32 and not seen[0].requires_grad
+    expected = heard[1].double() @ method.criterion.weight.detach().double().T
+    torch.testing.assert_close(seen[0].double(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_clean_view_costs_no_graph_and_is_not_heard_before_it_is_needed(wavlm_ssl):
     method, heard = framework_of(wavlm_ssl), []
     method.encoder.register_forward_hook(

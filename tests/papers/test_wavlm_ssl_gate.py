@@ -1,6 +1,7 @@
 """The loss gate of papers/wavlm_ssl and the record it is fitted on (spec wavlm_ssl 4.2)."""
 
 import math
+import sys
 import warnings
 
 import numpy as np
@@ -309,11 +310,34 @@ def test_dynamic_gate_is_open_before_its_first_epoch_and_then_that_of_the_epoch_
     assert np.isnan(gate.record.values()).all()
 
 
-def test_dynamic_gate_keeps_the_old_threshold_where_the_densities_do_not_cross(paper):
+def test_dynamic_gate_keeps_the_old_threshold_where_the_densities_do_not_cross(paper, capsys):
     gate, args = dynamic(paper, np.ones(50))
+    gate.begin(5, args)
+    assert not gate.active
+    said = 'epoch 5: no crossing between the means, the gate stays open\n'
+    assert capsys.readouterr().out == said
     gate.log_gate = 0.7
+    gate.record.losses.fill_(1.0)
     gate.begin(6, args)
-    assert gate.log_gate == 0.7
+    assert gate.log_gate == 0.7 and 'epoch 6' in (said := capsys.readouterr().out)
+    assert 'stays at 0.7' in said
+    gate.begin(7, args)  # nothing was seen: nothing to say
+    assert not capsys.readouterr().out
+
+
+def test_dynamic_gate_fits_the_mixture_of_an_epoch_once(paper, monkeypatch):
+    gate, args = dynamic(paper, mixed())
+    phases, fits = sys.modules['phases'], []
+    fit_gate = phases.fit_gate
+    monkeypatch.setattr(phases, 'fit_gate', lambda losses: fits.append(1) or fit_gate(losses))
+    drawn = gate.fit()  # by the report of the epoch
+    gate.begin(5, args)
+    assert len(fits) == 1 and gate.log_gate == pytest.approx(drawn.threshold)
+    gate.record.losses.copy_(torch.as_tensor(mixed(1)))
+    assert gate.fit() != drawn and len(fits) == 2
+    gate.load_state_dict(gate.state_dict())  # a record from a file
+    gate.fit()
+    assert len(fits) == 3
 
 
 def test_dynamic_gate_lets_the_least_share_pass(paper):

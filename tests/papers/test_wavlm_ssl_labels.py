@@ -102,3 +102,11 @@ def test_nothing_is_said_of_speakers_that_file_names_do_not_tell(labels, name, t
     write_embeddings(tmp_path / 'e.pt', [name.format(i) for i in range(len(table))], table)
     labels.cluster_files(tmp_path / 'e.pt', tmp_path / 'p.txt', ARGS)
     assert 'NMI' not in capsys.readouterr().out
+
+
+def test_a_list_of_labels_that_is_there_is_not_overwritten(labels, tmp_path):
+    write_embeddings(tmp_path / 'e.pt', ['a/v/1.wav', 'b/v/1.wav'], np.eye(2))
+    (tmp_path / 'p.txt').write_text('mine')
+    with pytest.raises(UserError, match='p.txt: is there already'):
+        labels.cluster_files(tmp_path / 'e.pt', tmp_path / 'p.txt', {**ARGS, 'centroids': 2})
+    assert (tmp_path / 'p.txt').read_text() == 'mine'

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shared import ddp
-from shared.losses.aam_softmax import AamSoftmax
+from shared.losses.aam_softmax import AamSoftmax, plain_logits
 
 PAPER = Path(__file__).parents[2] / 'papers' / 'wavlm_ssl'
 
@@ -126,7 +126,7 @@ def drawn(count=12, classes=5):
 def test_loss_equals_the_naive_version_in_value_and_gradient(mode, log_gate):
     each, logits, clean, labels, inputs = drawn()
     clean = None if mode == 'gate' else clean
-    soft = losses.plain_logits(*inputs, scale=6.0) if mode == 'soft' else None
+    soft = plain_logits(*inputs, scale=6.0) if mode == 'soft' else None
     found = losses.gate_and_correct(each, logits, clean, labels, log_gate, plain_logits=soft)
     expected = naive(each, logits, clean, labels, log_gate, soft=soft)
     if log_gate == 0.3:
@@ -140,17 +140,6 @@ def test_loss_equals_the_naive_version_in_value_and_gradient(mode, log_gate):
     )
     for a, b in zip(ours, theirs):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
-
-
-def test_plain_logits_are_those_of_aam_softmax_without_margin_in_fp32():
-    each, _, _, labels, (z, weight) = drawn()
-    criterion = AamSoftmax(5, 6, margin=0.0, scale=30.0).double()
-    criterion.weight.data = weight.data
-    torch.testing.assert_close(losses.plain_logits(z, weight), criterion(z, labels)[1])
-    half, weight = z.detach().bfloat16(), weight.detach().float()
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        found = losses.plain_logits(half, weight)
-    assert torch.equal(found, losses.plain_logits(half.float(), weight))
 
 
 def test_confidence_and_sharpness_are_those_asked_for():
@@ -176,7 +165,7 @@ def test_doubtful_samples_above_the_gate_add_nothing():
 def test_clean_view_and_masks_carry_no_gradient():
     each, logits, clean, labels, inputs = drawn()
     clean.requires_grad_()
-    soft = losses.plain_logits(*inputs)
+    soft = plain_logits(*inputs)
     for plain in (None, soft):
         found = losses.gate_and_correct(each, logits, clean, labels, 0.3, plain_logits=plain)
         (grad,) = torch.autograd.grad(found.loss, clean, retain_graph=True, allow_unused=True)

@@ -1,5 +1,6 @@
 """Whole runs of papers/wavlm_ssl from its command line: a WavLM of two layers, twelve speakers."""
 
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -25,6 +26,7 @@ from shared.models.ssl_encoder import SslEncoder
 
 SMALL = {
     'dino_epoch': 2,
+    'dino_take': 2,
     'dino_warmup': 1,
     'dino_batch_size': 8,
     'dino_hidden': 8,
@@ -150,6 +152,18 @@ def test_second_start_of_a_finished_run_changes_nothing(corpus, finished, tmp_pa
     assert (copy / 'results.json').read_text() == results
 
 
+def test_another_test_list_is_scored_anew_in_a_moved_run(corpus, finished, tmp_path):
+    copy = tmp_path / 'WavLM-SSL' / 'run'
+    shutil.copytree(finished[0], copy)
+    results = table_of(copy)
+    WAVLM_SSL.run(corpus, tmp_path, trials_test=corpus.trials['E'])
+    assert_same_outputs(finished[0], copy)
+    assert [row['EER %'] for row in table_of(copy)] != [row['EER %'] for row in results]
+    stored = json.loads((copy / 'seed1/lmft1/scores.json').read_text())['result']
+    assert {record['name'] for record in stored['records']} == {'vox1_E'}
+    assert str(tmp_path) not in json.dumps(stored)  # names no place that may be left
+
+
 def test_run_killed_in_each_phase_ends_with_the_same_labels_and_bits(corpus, finished, tmp_path):
     folder = tmp_path / 'WavLM-SSL' / 'run' / 'seed1'
     moments = [
@@ -173,9 +187,36 @@ def test_run_killed_in_each_phase_ends_with_the_same_labels_and_bits(corpus, fin
 def test_phases_run_one_step_each_and_in_their_order(corpus, finished, tmp_path):
     line = WAVLM_SSL.refused(corpus, tmp_path, phase='finetune')
     assert 'run --phase dino' in line
-    for phase in ('dino', 'embed', 'cluster', 'finetune', 'embed', 'cluster', 'finetune', 'lmft'):
-        folder, _ = WAVLM_SSL.run(corpus, tmp_path, phase=phase)
+    folder, printed = WAVLM_SSL.run(corpus, tmp_path, phase='dino')
+    assert [row['step'] for row in table_of(folder)] == ['dino'] and 'report: ' in printed
+    folder, printed = WAVLM_SSL.run(corpus, tmp_path, phase='dino')
+    assert 'dino is done; next: --phase embed' in printed and 'report: ' in printed
+    for phase in ('embed', 'cluster', 'finetune', 'embed', 'cluster', 'finetune', 'lmft'):
+        folder, printed = WAVLM_SSL.run(corpus, tmp_path, phase=phase)
     assert_same_outputs(finished[0], folder)
+    assert table_of(folder) == table_of(finished[0])
+
+
+def test_a_phase_goes_on_with_the_next_seed(corpus, finished, tmp_path):
+    copy = tmp_path / 'WavLM-SSL' / 'run'
+    shutil.copytree(finished[0], copy)
+    _, printed = WAVLM_SSL.run(corpus, tmp_path, phase='dino', seeds='1,2')
+    assert 'seed1: the whole recipe is done' in printed
+    rows = [(row['step'], row['seed']) for row in table_of(copy)]
+    assert ('dino', 2) in rows and ('lmft1', 1) in rows and ('round0', 2) not in rows
+
+
+def test_other_rounds_of_a_run_stay_in_its_table_and_the_newest_is_scored(
+    corpus, finished, tmp_path
+):
+    copy = tmp_path / 'WavLM-SSL' / 'run'
+    shutil.copytree(finished[0], copy)
+    WAVLM_SSL.run(corpus, tmp_path, rounds=0)
+    expected = ['dino', 'round0', 'lmft0', 'round1', 'lmft1']
+    assert [row['step'] for row in table_of(copy)] == expected
+    WAVLM_SSL.run(corpus, tmp_path, rounds=0, eval='true')
+    row = table_of(copy / 'evaluation/seed1_lmft1_model')[0]
+    assert row['EER %'] == pytest.approx(table_of(copy)[-1]['EER %'], abs=1e-6)
 
 
 def test_torchrun_on_two_processes_runs_the_recipe(corpus, tmp_path):
@@ -194,6 +235,10 @@ def test_given_embeddings_replace_dino_and_given_labels_the_clustering(corpus, f
     folder, _ = WAVLM_SSL.run(corpus, tmp_path, **given)
     one, other = (weights(at / 'seed1/round0/model.pt') for at in (finished[0], folder))
     assert same(one, other)
+    given = {'labels': corpus.train_list, 'name': 'c', 'rounds': 0, 'lmft_epochs': 0}
+    folder, printed = WAVLM_SSL.run(corpus, tmp_path, **given, epoch=1)  # true labels
+    assert '24 of 24 training utterances have a label, 0 keys' in printed
+    assert table_of(folder)[0]['NMI %'] == 100
 
 
 def test_clustering_alone_replaces_the_published_tool(corpus, finished, tmp_path):
@@ -205,15 +250,16 @@ def test_clustering_alone_replaces_the_published_tool(corpus, finished, tmp_path
 
 
 def test_evaluation_of_the_exported_file_repeats_the_numbers(corpus, finished, tmp_path):
-    given = finished[0] / 'seed1/lmft1/model.pt'
-    folder, _ = WAVLM_SSL.run(corpus, tmp_path, eval='true', published=given)
-    row, expected = table_of(folder / 'evaluation')[0], table_of(finished[0])[-1]
+    given = finished[0] / 'seed1/lmft1/model_epoch1.pt'  # the only epoch, so also the last
+    folder, _ = WAVLM_SSL.run(corpus, tmp_path, eval='true', published=given, path_ssl='/nowhere')
+    row = table_of(folder / 'evaluation/seed1_lmft1_model_epoch1')[0]
+    expected = table_of(finished[0])[-1]
     names = [name for name in row if name not in ('step', 'seed')]
     assert [row[n] for n in names] == pytest.approx([expected[n] for n in names], abs=1e-6)
 
 
 def test_two_seeds_of_the_plain_recipe_get_rows_and_means(corpus, tmp_path):
-    settings = {'dino': 'dino', 'dino_regulariser': 0, 'dino_epoch': 2, 'rounds': 0}
+    settings = {'dino': 'dino', 'dino_regulariser': 0, 'dino_take': 0, 'rounds': 0}
     settings |= {'lmft_epochs': 0, 'epoch': 1, 'seeds': '1,2', 'lc': 'soft'}
     folder, printed = WAVLM_SSL.run(corpus, tmp_path, **settings)
     rows = table_of(folder)
@@ -225,6 +271,13 @@ def test_two_seeds_of_the_plain_recipe_get_rows_and_means(corpus, tmp_path):
         ('dino', 'mean of 2'),
         ('round0', 'mean of 2'),
     ]
+    one, other, mean = (
+        weights(folder / 'seed1/dino' / name)
+        for name in ('epoch_0001.pt', 'epoch_0002.pt', 'encoder.pt')
+    )
+    name = 'network.stem.norm.weight'
+    both = (one[f'teacher.encoder.{name}'] + other[f'teacher.encoder.{name}']) / 2
+    torch.testing.assert_close(mean[name], both)
     assert rows[5]['EER %'] == pytest.approx((rows[2]['EER %'] + rows[3]['EER %']) / 2)
 
 
@@ -245,11 +298,13 @@ def test_missing_paths_are_named_at_once(corpus, tmp_path):
         ({'batch_size': 40}, ('40',), 1),
         ({'dino_warmup': 2}, ('dino_warmup',), 2),
         ({'eval': 'true'}, ('train first',), 1),
+        ({'lmft_batch_size': 8}, ('lmft_batch_size 8', '6 clusters'), 1),
     ],
 )
 def test_impossible_settings_are_refused_in_one_line(corpus, tmp_path, changes, words, status):
     line = WAVLM_SSL.refused(corpus, tmp_path, status=status, dino_epoch=2, **changes)
     assert all(word in line for word in words), line
+    assert not (tmp_path / 'WavLM-SSL/run/arguments.json').exists()  # the name is still free
 
 
 # --- two processes learn what one does

@@ -270,16 +270,32 @@ def test_once_computes_once(tmp_path):
         calls.append(1)
         return {'eer': np.float64(1.5), 'phase': 'x', 'range': (1, 2)}
 
-    first = once(tmp_path / 'a' / 'b.json', make)
-    assert once(tmp_path / 'a' / 'b.json', make) == first
+    first = once(tmp_path / 'a' / 'b.json', make, key='list')
+    assert once(tmp_path / 'a' / 'b.json', make, key='list') == first
     assert first == {'eer': 1.5, 'phase': 'x', 'range': [1, 2]} and calls == [1]
     assert names(tmp_path / 'a') == ['b.json']
 
 
+def test_once_computes_anew_for_another_key_or_a_file_without_one(tmp_path):
+    calls, path = [], tmp_path / 'scores.json'
+
+    def make():
+        calls.append(1)
+        return {'eer': len(calls)}
+
+    path.write_text('{"eer": 50.0}')  # of an earlier version
+    assert once(path, make, key=('list O', 'list E')) == {'eer': 1}
+    assert once(path, make, key=('list O', 'list E')) == {'eer': 1}
+    assert once(path, make, key=('list O',)) == {'eer': 2}
+    assert once(path, make, key={'clean': 'list O'}) == {'eer': 3}
+    assert once(path, make, key={'clean': 'list O'}) == {'eer': 3}
+    assert once(path, make, key=None) == {'eer': 4} and names(tmp_path) == ['scores.json']
+
+
 def test_once_stores_nothing_when_making_fails(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        once(tmp_path / 'b.json', lambda: {'a': 1 / 0})
-    assert once(tmp_path / 'b.json', lambda: {'a': 2}) == {'a': 2}
+        once(tmp_path / 'b.json', lambda: {'a': 1 / 0}, key=None)
+    assert once(tmp_path / 'b.json', lambda: {'a': 2}, key=None) == {'a': 2}
 
 
 # two ranks
@@ -296,8 +312,8 @@ def two_epochs(folder):
     expected = torch.rand(3)
     torch.manual_seed(99)
     Checkpoint(folder, framework=Toy())
-    made = once(run.folder / 'once.json', lambda: {'by': ddp.rank()})
-    again = once(run.folder / 'once.json', lambda: {'by': 'a second time'})
+    made = once(run.folder / 'once.json', lambda: {'by': ddp.rank()}, key='list')
+    again = once(run.folder / 'once.json', lambda: {'by': 'a second time'}, key='list')
     return writes, seen, expected.tolist(), torch.rand(3).tolist(), made, again
 
 

@@ -14,9 +14,10 @@ SIZE, BATCH, EPOCHS = 23, 4, 2  # five batches an epoch, three utterances left o
 
 
 class Loader:
-    """Batches of `SIZE` numbers, as `train_loader` yields them."""
+    """Batches of `SIZE` numbers, as `train_loader` yields them; those of `bad` were replaced."""
 
-    def __init__(self, seed=7, size=SIZE):
+    def __init__(self, seed=7, size=SIZE, bad=(5,)):
+        self.bad = bad
         self.batch_sampler = ShuffledBatches(size, BATCH, seed, ddp.rank(), ddp.world_size())
 
     def __len__(self):
@@ -25,7 +26,7 @@ class Loader:
     def __iter__(self):
         for pairs in self.batch_sampler:
             index = torch.tensor([index for _, index in pairs])
-            bad = ['a.wav: truncated'] if 5 in index else []
+            bad = [f'{i}.wav: truncated' for i in index.tolist() if i in self.bad]
             yield {'index': index, 'x': index.float()[:, None], 'skipped': bad, 'converted': {}}
 
 
@@ -109,9 +110,11 @@ def test_run_sees_each_utterance_once_an_epoch_and_skips_are_counted(tmp_path):
 
 def test_bad_files_are_listed_in_the_folder_and_too_many_stop_the_run(tmp_path):
     _, _, loop, _ = run(tmp_path)
-    assert (tmp_path / 'skipped.txt').read_text() == 'a.wav: truncated\n'
-    assert loop.skipped.files == {'a.wav: truncated'}
-    loop = Loop(tmp_path / 'other', Loader(size=120), max_bad_share=0.0, framework=Toy())
+    assert (tmp_path / 'skipped.txt').read_text() == '5.wav: truncated\n'
+    assert loop.skipped.files == {'5.wav: truncated'}
+    loop = Loop(
+        tmp_path / 'other', Loader(size=120, bad=range(11)), max_bad_share=0.0, framework=Toy()
+    )
     with pytest.raises(UserError, match=rf'listed in {tmp_path}/other/skipped.txt'):
         list(loop.batches('x'))
 

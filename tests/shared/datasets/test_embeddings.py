@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from shared.datasets.embeddings import (
+    coverage,
     key,
     labels_for,
     read_embeddings,
@@ -136,11 +137,11 @@ def test_labels_that_do_not_fit_are_not_written(tmp_path):
 @pytest.mark.parametrize(
     'line, message',
     [
-        ('id1 id1/v/3.wav', 'line 3 must begin with a cluster number'),
         ('-1 id1/v/3.wav', 'line 3 must begin with a cluster number'),
         ('1.0 id1/v/3.wav', 'line 3 must begin with a cluster number'),
         ('99999999999999999999 id1/v/3.wav', 'line 3 must begin with a cluster number'),
-        ('1 id1/v/3.wav 4.5', 'line 3 must be `cluster path`'),
+        ('1 id1/v/3.wav 4.5', 'line 3 must be `label path'),
+        ('1', 'line 3 must be `label path'),
         ('1 /other/id1/v/1.wav', 'line 3 repeats an utterance'),
     ],
 )
@@ -148,6 +149,31 @@ def test_a_wrong_line_of_labels_is_named(line, message, tmp_path):
     (tmp_path / 'l.txt').write_text(f'0 id1/v/1.wav\n1 id1/v/2.wav\n{line}\n')
     with pytest.raises(DataError, match=message):
         read_labels(tmp_path / 'l.txt')
+
+
+def test_a_train_list_gives_its_speakers_as_labels_in_sorted_order(tmp_path):
+    rows = ('id10 id10/v/1.wav', 'id9 id9/v/1.wav', '7 id10/v/2.wav', 'id10 id10/v/3.wav')
+    for seconds in ('', ' 4.5'):
+        (tmp_path / 'l.txt').write_text(''.join(f'{row}{seconds}\n' for row in rows))
+        names, labels = read_labels(tmp_path / 'l.txt')
+        assert names == [row.split()[1] for row in rows] and labels.dtype == np.int64
+        assert labels.tolist() == [1, 2, 0, 1]  # as strings: '7' is a name among names
+    (tmp_path / 'l.txt').write_text('1 my files/1.wav\n')
+    with pytest.raises(DataError, match='line 1 must be `label path'):
+        read_labels(tmp_path / 'l.txt')
+
+
+def test_labels_that_are_numbers_stay_as_written_and_sort_as_numbers(tmp_path):
+    (tmp_path / 'l.txt').write_text('10 a/v/1.wav\n2 b/v/1.wav\n')
+    names, labels = read_labels(tmp_path / 'l.txt')
+    assert labels.tolist() == [10, 2]
+    assert labels_for(utterances(*names), names, labels).tolist() == [1, 0]
+
+
+def test_coverage_counts_utterances_with_a_name_and_names_without_an_utterance():
+    corpus = utterances('id1/v/1.wav', 'id1/v/2.wav', 'id3/v/1.wav')
+    assert coverage(corpus, ['id3/v/1.wav', 'id1/v/2.wav', 'x/v/1.wav']) == (2, 1)
+    assert coverage(corpus, []) == (0, 0)
 
 
 def test_an_empty_list_of_labels_is_refused(tmp_path):

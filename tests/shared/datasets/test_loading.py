@@ -149,20 +149,27 @@ def test_skipped_files_are_replaced_counted_and_listed_once(paths, tmp_path, wor
     )
 
 
+def with_bad_files(bad):
+    """300 samples in batches of ten, of which the first `bad` had to be replaced."""
+    for start in range(0, 300, 10):
+        messages = [f'{i}.wav: bad' for i in range(start, min(start + 10, bad))]
+        yield {'index': torch.zeros(10), 'skipped': messages, 'converted': {}}
+
+
 def test_skipped_files_stop_a_run_with_too_many(tmp_path):
-    skipped = SkippedFiles(tmp_path / 'skipped.txt', max_share=0.02)
-
-    def loader(bad):
-        for i in range(30):
-            messages = [f'{i}.wav: bad'] if i < bad else []
-            yield {'index': torch.zeros(10), 'skipped': messages, 'converted': {}}
-
-    assert len(list(skipped.watch(loader(2)))) == 30
-    seen = 0
-    with pytest.raises(DataError, match=r'3 of 100 samples had to be replaced, more than 2 %'):
-        for _ in SkippedFiles(tmp_path / 'skipped.txt', 0.02).watch(loader(3)):
+    path, seen = tmp_path / 'skipped.txt', 0
+    assert len(list(SkippedFiles(path, max_share=0.2).watch(with_bad_files(20)))) == 30
+    with pytest.raises(DataError, match=r'21 of 100 samples had to be replaced, more than 20 %'):
+        for _ in SkippedFiles(path, max_share=0.2).watch(with_bad_files(21)):
             seen += 1
     assert seen == 9  # nothing is said before the 100th sample
+
+
+def test_ten_skipped_files_stop_no_run_however_small_the_share(tmp_path):
+    skipped = SkippedFiles(tmp_path / 'skipped.txt', max_share=0.001)
+    assert len(list(skipped.watch(with_bad_files(10)))) == 30 and skipped.replaced == 10
+    with pytest.raises(DataError, match='11 of 100 samples'):
+        list(SkippedFiles(tmp_path / 'skipped.txt', 0.001).watch(with_bad_files(11)))
 
 
 @pytest.mark.parametrize('workers', [0, 1])

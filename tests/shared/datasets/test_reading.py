@@ -1,7 +1,9 @@
 """Crops by seek against whole files, and every kind of broken file."""
 
+import math
 import warnings
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -80,6 +82,59 @@ def test_audio_crop_of_another_rate_equals_slice_of_resampled_file(tmp_path, rat
         np.testing.assert_allclose(
             read(path, start, 1000), expected[start : start + 1000], atol=1e-6
         )
+
+
+@pytest.mark.parametrize('speed', [Fraction(9, 10), Fraction(11, 10), Fraction(1, 2)], ids=str)
+@pytest.mark.parametrize('rate', [16000, 8000, 44100])
+def test_audio_at_another_speed_equals_the_whole_file_resampled(tmp_path, rate, speed):
+    path = write(tmp_path / 'a.wav', wave(rate // 2), rate)
+    whole, _ = soundfile.read(path)
+    ratio = Fraction(16000, rate) / speed
+    expected = resample_poly(whole, ratio.numerator, ratio.denominator)
+    with AudioReader().open(path, speed=speed) as audio:
+        assert audio.length == len(expected) == math.ceil(8000 / speed)
+        np.testing.assert_allclose(audio.read(0, audio.length), expected, atol=1e-6)
+        for start in (0, 1, 777, audio.length - 1000):
+            crop = audio.read(start, 1000)
+            np.testing.assert_allclose(crop, expected[start : start + 1000], atol=1e-6)
+            assert crop.dtype == np.float32
+        beyond = np.concatenate([expected[-300:], expected[:700]])
+        np.testing.assert_allclose(audio.read(audio.length - 300, 1000), beyond, atol=1e-6)
+
+
+@pytest.mark.parametrize('speed', [Fraction(9, 10), Fraction(11, 10)], ids=str)
+def test_speed_moves_the_pitch_and_the_length(tmp_path, speed):
+    path = write(tmp_path / 'a.wav', 0.5 * np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000))
+    with AudioReader().open(path, speed=speed) as audio:
+        heard = audio.read(0, audio.length)
+    assert len(heard) == math.ceil(16000 / speed)
+    hertz = np.abs(np.fft.rfft(heard[2000:10000] * np.hanning(8000))).argmax() * 2
+    assert hertz == 1000 * speed
+    assert np.abs(heard).max() == pytest.approx(0.5, abs=0.01)
+
+
+def test_speed_is_no_conversion_of_the_file_and_one_changes_nothing(tmp_path):
+    path, reader = write(tmp_path / 'a.wav', wave()), AudioReader()
+    for speed in (Fraction(9, 10), Fraction(1)):
+        with reader.open(path, speed=speed) as audio:
+            crop = audio.read(3, 100)
+    assert not reader.take_converted()
+    np.testing.assert_array_equal(crop, read(path, 3, 100))
+    other = write(tmp_path / 'b.wav', wave(), 8000)
+    with reader.open(other, speed=Fraction(1, 2)) as audio:  # both in one step
+        audio.read(0, 100)
+    assert reader.take_converted() == {'resampled': 1}
+    with AudioReader(convert=False).open(path, speed=Fraction(9, 10)) as audio:
+        audio.read(0, 100)
+
+
+def test_crop_at_another_speed_starts_anywhere_in_the_stretched_file(tmp_path):
+    path, reader, rng = write(tmp_path / 'a.wav', wave(12)), AudioReader(), np.random.default_rng(0)
+    with reader.open(path, speed=Fraction(9, 10)) as audio:
+        whole = audio.read(0, audio.length)
+    assert len(whole) == 14
+    crops = {tuple(reader.crop(path, 12, rng, Fraction(9, 10))) for _ in range(100)}
+    assert crops == {tuple(whole[start : start + 12]) for start in range(3)}
 
 
 def test_audio_reads_in_any_order(tmp_path):

@@ -10,6 +10,7 @@ from recipes import TINY_WAVLM
 from shared.errors import UserError
 from shared.evaluation import crops
 from shared.evaluation.crops import CropEmbedder, embed_cohort, verify_by_crops
+from shared.evaluation.segments import cut_segments
 from shared.evaluation.verification import verify
 from shared.models.ssl_backends import LinearBackEnd, SslSpeakerEncoder
 from shared.models.ssl_encoder import SslEncoder
@@ -112,6 +113,29 @@ def test_embedder_gives_each_file_what_it_would_get_alone_and_its_crops():
             torch.testing.assert_close(embeddings, torch.stack(alone), rtol=1e-4, atol=1e-4)
         embedder.full = False
         torch.testing.assert_close(embedder(waves, lengths), found[:, 1:])
+
+
+@pytest.mark.parametrize('full', [True, False])
+@pytest.mark.parametrize('count, size, largest', [(5, 40, 5), (3, 40, 6), (15, 90, 15), (2, 500, 2)])
+def test_embedder_hears_no_more_crops_at_once_than_the_batch_has_samples(
+    count, size, largest, full
+):
+    """Three files of at most 100 samples; a file's crops are always heard together."""
+    heard = []
+
+    class Watched(Samples):
+        def forward(self, waves, lengths=None):
+            heard.append(waves.shape)
+            return super().forward(waves, lengths)
+
+    lengths = torch.tensor([100, 73, 31])
+    waves = torch.rand(3, 100) * (torch.arange(100) < lengths[:, None])
+    found = CropEmbedder(Watched(), count, size, full)(waves, lengths)
+    cut = [shape[0] for shape in heard if shape[1] == size]
+    assert sum(cut) == 3 * count and max(cut) == largest and not any(n % count for n in cut)
+    whole = cut_segments(waves, lengths, count, size)
+    expected = Samples()(whole.flatten(0, 1)).view(3, count, DIM)
+    assert torch.equal(found[:, int(full) :], expected)
 
 
 def test_tta_is_the_mean_of_25_cosines_to_a_millionth():

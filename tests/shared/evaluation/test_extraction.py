@@ -106,6 +106,43 @@ def test_extract_shows_progress_only_on_the_main_process(monkeypatch, capsys):
     assert capsys.readouterr().err == ''
 
 
+class Normalised(nn.Module):
+    """A network whose batch norm has another running mean on each rank, as after an epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.norm.running_mean.fill_(1 + ddp.rank())
+
+    def forward(self, waves, lengths):
+        return self.norm(embed(waves, lengths))
+
+    embed = forward
+
+
+def extracted_with_running_means():
+    """Tables of a module, of one inside another, and of a method; the running means afterwards."""
+    found = []
+    for kind in ('module', 'inner', 'method'):
+        network = Normalised().eval()
+        outer = nn.ModuleDict({'inner': network}).eval()
+        outer.forward = lambda waves, lengths, network=network: network(waves, lengths)
+        taken = {'module': network, 'inner': outer, 'method': network.embed}[kind]
+        share = [[5, 0, 3, 1], [4, 2]][ddp.rank()]
+        table = extract(taken, list(batches(share)), 6, 'cpu')
+        found.append((table, network.norm.running_mean.tolist()))
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_embed_with_the_running_statistics_of_rank_0(run_ranks):
+    alone = extract(Normalised().eval(), list(batches([5, 0, 3, 1, 4, 2])), 6, 'cpu')
+    for found in run_ranks(extracted_with_running_means):
+        for table, mean in found:
+            assert mean == [1, 1, 1]
+            torch.testing.assert_close(table, alone)
+
+
 def extracted():
     """Tables of this rank's shares, and the error when both ranks embed the same files."""
     shares = [[6, 0, 3, 5, 1], [4, 2]], [[0, 1, 2], []]  # unequal; and one rank with nothing

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from shared.losses.aam_softmax import AamSoftmax
+from shared.losses.aam_softmax import AamSoftmax, plain_logits
 
 
 def golden():
@@ -107,6 +107,30 @@ def test_loss_is_fp32_under_autocast():
         found, logits = loss(x, labels)
     assert found.dtype == logits.dtype == torch.float32
     torch.testing.assert_close(found, loss(x, labels)[0], rtol=0, atol=0)
+
+
+def test_plain_logits_are_those_without_margin_in_value_and_gradient():
+    loss, x, labels = golden()
+    loss.set_margin(0.0)
+    theirs, ours = loss(x, labels)[1], plain_logits(x, loss.weight)
+    torch.testing.assert_close(ours, theirs)
+    share = torch.rand(4, 5, generator=torch.Generator().manual_seed(0))
+    for one, other in zip(
+        *(torch.autograd.grad((y * share).sum(), [x, loss.weight]) for y in (ours, theirs))
+    ):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(plain_logits(x, loss.weight, scale=6.0), theirs / 5)
+    norms = x.detach().norm(dim=1)[:, None] * loss.weight.detach().norm(dim=1)
+    torch.testing.assert_close(ours.detach(), 30 * x.detach() @ loss.weight.detach().T / norms)
+
+
+def test_plain_logits_are_fp32_under_autocast():
+    loss, x, _ = golden()
+    half = x.detach().bfloat16()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        found = plain_logits(half, loss.weight)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, plain_logits(half.float(), loss.weight))
 
 
 def test_weight_starts_xavier_normal():

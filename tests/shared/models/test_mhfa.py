@@ -109,6 +109,23 @@ def test_other_than_the_number_of_states_is_an_error():
         module(states[:3])
 
 
+def test_attention_and_average_are_fp32_under_autocast():
+    module, states = drawn()
+    module, parts = module.float(), {}
+    for name in ('att_head', 'cmp_linear_v'):
+        module.get_submodule(name).register_forward_hook(
+            lambda part, inputs, output, name=name: parts.__setitem__(name, output)
+        )
+    module.pooling_fc.register_forward_pre_hook(
+        lambda part, inputs: parts.__setitem__('heads', inputs[0])
+    )
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        module([state.bfloat16() for state in states])
+    assert parts['att_head'].dtype == torch.bfloat16 and parts['heads'].dtype == torch.float32
+    expected = parts['att_head'].double().softmax(1).mT @ parts['cmp_linear_v'].double()
+    torch.testing.assert_close(parts['heads'].double(), expected.flatten(1), rtol=1e-5, atol=1e-6)
+
+
 def test_bfloat16_states_are_pooled_closely_under_autocast():
     module, states = drawn()
     module = module.float()
