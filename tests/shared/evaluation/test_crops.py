@@ -116,7 +116,9 @@ def test_embedder_gives_each_file_what_it_would_get_alone_and_its_crops():
 
 
 @pytest.mark.parametrize('full', [True, False])
-@pytest.mark.parametrize('count, size, largest', [(5, 40, 5), (3, 40, 6), (15, 90, 15), (2, 500, 2)])
+@pytest.mark.parametrize(
+    'count, size, largest', [(5, 40, 5), (3, 40, 6), (15, 90, 15), (2, 500, 2)]
+)
 def test_embedder_hears_no_more_crops_at_once_than_the_batch_has_samples(
     count, size, largest, full
 ):
