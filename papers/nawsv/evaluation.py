@@ -4,7 +4,7 @@ import numpy as np
 
 from shared import ddp
 from shared.evaluation import plots
-from shared.evaluation.results import Evaluation, write_evaluation
+from shared.evaluation.results import ScoredSystem, compared, with_seed, write_evaluation
 from shared.evaluation.tables import mean_row, text_table
 from shared.files import write_text
 from train import validate
@@ -80,8 +80,7 @@ def by_condition(scored):
 
 def label(one, scored):
     """A system's name, with its seed where there are several."""
-    several = len({other['seed'] for other in scored}) > 1
-    return f'{one["system"]}, seed {one["seed"]}' if several else one['system']
+    return with_seed(one['system'], one['seed'], (other['seed'] for other in scored))
 
 
 def draw_snr(path, scored):
@@ -105,16 +104,8 @@ def draw_snr(path, scored):
 
 def evaluations(scored, tests):
     """Each system on each clean list; scores and curves of all on the first."""
-    labels = tests['clean'].files.trials.labels
-    systems = [
-        plots.System(label(one, scored), np.load(one['folder'] / 'clean_scores.npy'), labels)
-        for one in scored
-    ]
-    found = []
-    for one, system in zip(scored, systems):
-        for r in one['records']:
-            if r['crop'] == 'full+tta' and not r['noise']:
-                name = f'{system.name}, {r["condition"]}'
-                pictures = (system.scores, labels, systems) if not found else (None, None, ())
-                found.append(Evaluation(name, r, *pictures))
-    return found
+    systems = []
+    for one in scored:
+        shown = [r for r in one['records'] if r['crop'] == 'full+tta' and not r['noise']]
+        systems.append(ScoredSystem(label(one, scored), one['folder'] / 'clean_scores.npy', shown))
+    return compared(systems, tests['clean'].files.trials.labels)

@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from shared import ddp
-from shared.evaluation import plots
 from shared.evaluation.cost import measure_cost
 from shared.evaluation.crops import embed_cohort
 from shared.evaluation.plot_cost import Point, draw_tradeoff
-from shared.evaluation.results import Evaluation, write_evaluation
+from shared.evaluation.results import ScoredSystem, compared, with_seed, write_evaluation
 from shared.evaluation.tables import mean_row
 from train import validate
 
@@ -114,8 +113,7 @@ def summary(one, name):
 
 def label(one, scored):
     """A system's name, with its seed where there are several."""
-    several = len({other['seed'] for other in scored}) > 1
-    return f'{NAMES[one["row"]]}, seed {one["seed"]}' if several else NAMES[one['row']]
+    return with_seed(NAMES[one['row']], one['seed'], (other['seed'] for other in scored))
 
 
 def draw_costs(folder, means):
@@ -140,16 +138,8 @@ def draw_costs(folder, means):
 
 def evaluations(scored, tests):
     """Each system on each list; scores and curves of all on the first."""
-    labels = tests[0].trials.labels
-    systems = [
-        plots.System(label(one, scored), np.load(one['folder'] / 'scores.npy'), labels)
-        for one in scored
-    ]
-    found = []
-    for one, system in zip(scored, systems):
-        for r in one['records']:
-            if r['crop'] in ('full+tta', 'full, AS-norm'):
-                pictures = (system.scores, labels, systems) if not found else (None, None, ())
-                name = f'{system.name}, {r["name"]}, {r["crop"]}'
-                found.append(Evaluation(name, r, *pictures))
-    return found
+    systems = []
+    for one in scored:
+        shown = [r for r in one['records'] if r['crop'] in ('full+tta', 'full, AS-norm')]
+        systems.append(ScoredSystem(label(one, scored), one['folder'] / 'scores.npy', shown))
+    return compared(systems, tests[0].trials.labels)

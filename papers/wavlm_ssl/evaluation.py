@@ -9,8 +9,7 @@ import plots
 from paths import models_of
 from shared import ddp
 from shared.checkpoint import once
-from shared.evaluation.plots import System
-from shared.evaluation.results import Evaluation, write_evaluation
+from shared.evaluation.results import ScoredSystem, compared, with_seed, write_evaluation
 from shared.evaluation.tables import mean_row
 from steps import quality_of
 from systems import dino_system, system_of
@@ -105,17 +104,9 @@ def headline(one):
 
 def evaluations(scored, tests):
     """Each step on each list; scores and curves of all on the first."""
-    labels = tests[0].trials.labels
-    several = len({one['seed'] for one in scored}) > 1
-    names = [f'{one["step"]}, seed {one["seed"]}' if several else one['step'] for one in scored]
-    systems = [
-        System(name, np.load(one['folder'] / 'scores.npy'), labels)
-        for name, one in zip(names, scored)
-    ]
-    found = []
-    for one, system in zip(scored, systems):
-        for r in one['records']:
-            if r['crop'] == headline(one):
-                pictures = (system.scores, labels, systems) if not found else (None, None, ())
-                found.append(Evaluation(f'{system.name}, {r["name"]}', r, *pictures))
-    return found
+    systems = []
+    for one in scored:
+        name = with_seed(one['step'], one['seed'], (other['seed'] for other in scored))
+        shown = [r for r in one['records'] if r['crop'] == headline(one)]
+        systems.append(ScoredSystem(name, one['folder'] / 'scores.npy', shown))
+    return compared(systems, tests[0].trials.labels)

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,41 @@ class Evaluation:
     scores: np.ndarray | None = None
     labels: np.ndarray | None = None
     systems: Sequence[plots.System] = ()
+
+
+@dataclass(frozen=True)
+class ScoredSystem:
+    """One of several systems scored on the same lists.
+
+    `scores` is the .npy file of its scores (M,) on the first list; `records` those of its headline,
+    one a list.
+    """
+
+    name: str
+    scores: str | Path
+    records: Sequence[dict]
+
+
+def compared(systems: Sequence[ScoredSystem], labels: np.ndarray) -> list[Evaluation]:
+    """Every system on every list: its histogram and the curves of all systems with the first record.
+
+    Args:
+        systems: with one record a list at least.
+        labels: (M,) of the first list, True for the same speaker.
+    """
+    curves = [plots.System(one.name, np.load(one.scores), labels) for one in systems]
+    found = []
+    for one, curve in zip(systems, curves):
+        for record in one.records:
+            name = f'{one.name}, {record["name"]}, {record["crop"]}'
+            drawn = (curve.scores, labels, curves) if not found else (None, None, ())
+            found.append(Evaluation(name, record, *drawn))
+    return found
+
+
+def with_seed(name: str, seed: int, seeds: Iterable[int]) -> str:
+    """A system's name, with its seed where there are several."""
+    return f'{name}, seed {seed}' if len(set(seeds)) > 1 else name
 
 
 def write_evaluation(

@@ -1,27 +1,16 @@
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from modules import load
 
 from shared.errors import UserError
 from shared.losses.aam_softmax import AamSoftmax
 from shared.models.ecapa_tdnn import EcapaTdnn
 from shared.models.frontend import LogMel
 
-PAPER = Path(__file__).parents[2] / 'papers' / 'lgl'
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f'lgl_{name}', PAPER / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-published = load('published')
-AugmentationDiscriminator = load('models').AugmentationDiscriminator
+published = load('lgl', 'published')
+AugmentationDiscriminator = load('lgl', 'models').AugmentationDiscriminator
 
 # spec lgl 4.4, our name -> theirs, independent of the reader's tables
 RENAMES = [

@@ -1,27 +1,15 @@
 """Losses of papers/nawsv (spec nawsv 4)."""
 
-import importlib.util
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from modules import load
 
 from shared import ddp
 
-PAPER = Path(__file__).parents[2] / 'papers' / 'nawsv'
-
-
-def load(name):
-    """One module of the paper, in the ranks of `run_ranks` too."""
-    spec = importlib.util.spec_from_file_location(f'nawsv_{name}', PAPER / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-losses = load('losses')
+losses = load('nawsv', 'losses')
 
 
 def drawn(*shape, seed=0):
@@ -48,7 +36,7 @@ def test_warm_up_does_not_compare_the_input_of_the_first_layer():
         embed_weight=0.1,
     )
     waves = torch.zeros(2, 8)
-    found = load('framework').WarmUp.forward(fake, waves, waves, waves)
+    found = load('nawsv', 'framework').WarmUp.forward(fake, waves, waves, waves)
     assert found['hint_loss'].item() == 0 and found['loss'].item() == 0
 
 

@@ -4,16 +4,17 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from recipes import (
+    QUIET_WAVLM,
     TINY_WAVLM,
     TORCHRUN,
     Recipe,
     logged,
+    pretrained,
     same,
     small_ssl_corpus,
     ssl_paths,
@@ -22,7 +23,6 @@ from recipes import (
 )
 
 from shared.datasets.demo_nonspeech import make_nonspeech
-from shared.models.ssl_checkpoints import write_ssl
 from shared.models.ssl_encoder import SslEncoder
 
 SMALL = {
@@ -312,11 +312,8 @@ def one_epoch(phase, folder, args):
 
 @pytest.mark.parametrize('phase', ['warmup', 'finetune'])
 def test_two_processes_learn_what_one_does(phase, corpus, tmp_path, run_ranks, paper):
-    model = tmp_path / 'wavlm'  # without dropout and masks, which every rank draws for itself
-    quiet = {'dropout': 0.0, 'attention_dropout': 0.0, 'layer_drop': 0.0}
-    config = replace(TINY_WAVLM, **quiet)
-    torch.manual_seed(0)
-    write_ssl(config, SslEncoder(config).state_dict(), model)
+    # without dropout and masks, which every rank draws for itself
+    model = pretrained(QUIET_WAVLM, tmp_path / 'wavlm')
     masks = {'mask_time_prob': 0, 'mask_feature_prob': 0, 'finetune_mask_time_prob': 0}
     args, *_ = paper('nawsv').arguments.get_args(
         NAWSV.command(corpus, tmp_path, path_ssl=model, warmup_batch_size=4, **masks)[1:]

@@ -1,29 +1,23 @@
 """The FitHuBERT-shaped student of papers/oskdft (spec oskdft 3.4)."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from modules import load
 
 from shared.models.adapters import AdapterSettings
 from shared.models.ssl_config import HUBERT_BASE, WAVLM_BASE, XLSR_53, SslConfig
 from shared.models.ssl_encoder import SpanMasks
 
-PAPER = Path(__file__).parents[2] / 'papers' / 'oskdft'
 TEACHER = SslConfig('hubert', layers=3, width=20, heads=2, position_kernel=6, position_groups=2)
 THIN = (4, 4, 4, 4, 4, 4, 6, 6, 6)
 
 
 @pytest.fixture(scope='module')
 def models():
-    """The one file of the paper, without all that main.py imports."""
-    spec = importlib.util.spec_from_file_location('oskdft_models', PAPER / 'models.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load('oskdft', 'models')
 
 
 def student(models, teacher=TEACHER, **options):

@@ -5,15 +5,16 @@ import types
 import numpy as np
 import pytest
 import torch
+import torchaudio
+from loops import FakeLoop
 
 from shared import checkpoint
 from shared.averaging import average
 from shared.datasets.items import Sample, collate
 from shared.errors import UserError
 from shared.losses.dino import DinoLoss, RedundancyLoss
-from shared.meters import Meters
 
-ARGS = {
+ARGS = {  # where a default could stand for it, another value
     'device': 'cpu',
     'amp': False,
     'dino': 'rdino',
@@ -22,20 +23,20 @@ ARGS = {
     'dino_lr_min': 1e-5,
     'dino_warmup': 1,
     'dino_weight_decay': 0.1,
-    'dino_clip': 3.0,
+    'dino_clip': 0.2,
     'dino_momentum': 0.9,
     'dino_outputs': 11,
     'dino_hidden': 10,
     'dino_bottleneck': 6,
     'dino_regulariser': 12,
-    'reg_divisor': 11,
-    'reg_std': 10.0,
-    'reg_cov': 1.0,
+    'reg_divisor': 7,
+    'reg_std': 3.0,
+    'reg_cov': 2.0,
     'reg_weight': (0.05, 0.2),
     'reg_epochs': 10,
-    'teacher_temperature': 0.04,
-    'student_temperature': 0.1,
-    'centre_momentum': 0.9,
+    'teacher_temperature': 0.06,
+    'student_temperature': 0.2,
+    'centre_momentum': 0.7,
     'dino_width': 8,
     'dino_mfa_width': 12,
     'dino_attention_width': 4,
@@ -83,32 +84,20 @@ def batch_of(seed):
     return {**batch, 'locals': local}
 
 
-class FakeLoop:
-    """What `dino_epoch` needs of a loop: batches, means, and where a stopped epoch goes on."""
-
-    def __init__(self, batches, done=0):
-        self.loader, self.meters, self.batches_done = batches, Meters(), done
-
-    def batches(self, title):
-        yield from self.loader[self.batches_done :]
-
-    def means(self):
-        return self.meters.means()
-
-
 def test_losses_are_those_of_crops_one_after_the_other(dino, method):
     long, short = crops()
     with torch.no_grad():
         losses, targets = copy.deepcopy(method)(long, short, 0.3)
     student, teacher = copy.deepcopy(method.student), copy.deepcopy(method.teacher)
+    criterion, redundancy = DinoLoss(11, 0.2, 0.06), RedundancyLoss(7, std=3.0, cov=2.0)
     with torch.no_grad():
         of_long = student['encoder'](torch.cat([long[:, 0], long[:, 1]]))
         of_short = student['encoder'](torch.cat([short[:, v] for v in range(4)]))
         logits, wide = student['head'](torch.cat([of_long, of_short]))
         embeddings = teacher['encoder'](torch.cat([long[:, 0], long[:, 1]]))
         expected_targets, wide_target = teacher['head'](embeddings)
-        dino_loss = DinoLoss(11)(logits, expected_targets)
-        reg_loss = RedundancyLoss(11)(wide[:6], wide_target)
+        dino_loss = criterion(logits, expected_targets)
+        reg_loss = redundancy(wide[:6], wide_target)
     torch.testing.assert_close(targets, expected_targets)
     torch.testing.assert_close(losses['dino_loss'], dino_loss)
     torch.testing.assert_close(losses['reg_loss'], reg_loss)
@@ -124,6 +113,30 @@ def test_plain_recipe_has_no_regulariser_and_another_window(dino):
     window = plain.student['encoder'].frontend.window
     torch.testing.assert_close(window, torch.hamming_window(400))
     torch.testing.assert_close(dino.dino_encoder(ARGS).frontend.window, torch.hann_window(400))
+
+
+@pytest.mark.parametrize('recipe, window', [('rdino', 'hann'), ('dino', 'hamming')])
+def test_features_are_those_of_torchaudio(dino, recipe, window):
+    """Spec 8.1: power mels of 0 to 8000 Hz, log, unit variance of each band over time."""
+    mels = torchaudio.transforms.MelSpectrogram(
+        16000,
+        n_fft=512,
+        win_length=400,
+        hop_length=160,
+        f_min=0.0,
+        f_max=8000.0,
+        n_mels=80,
+        window_fn=getattr(torch, f'{window}_window'),
+    )
+    waves = 0.1 * torch.randn(2, 64000, generator=torch.Generator().manual_seed(0))
+    frontend = dino.dino_encoder({**ARGS, 'dino': recipe}).frontend
+    for count, frames in ((64000, 401), (63900, 400), (32000, 201)):
+        features, _ = frontend(waves[:, :count])
+        expected = (mels(waves[:, :count]) + 1e-6).log()
+        centred = expected - expected.mean(-1, keepdim=True)
+        expected = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        assert features.shape == (2, 80, frames)
+        torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_teacher_starts_as_a_copy_and_never_learns(method):
@@ -189,8 +202,14 @@ def test_regulariser_grows_on_a_line_with_both_ends_and_stays(training):
     assert found == pytest.approx(expected)
 
 
-def naive_epoch(training, method, optimizer, epoch, batches):
-    """The steps of an epoch of 2 batches in plain words."""
+def naive_epoch(training, method, epoch, batches):
+    """The steps of an epoch of 2 batches in plain words; the norms of all gradients."""
+    learnable, norms = list(method.student.parameters()), []
+    groups = [
+        {'params': [p for p in learnable if p.ndim > 1], 'weight_decay': 0.1},
+        {'params': [p for p in learnable if p.ndim == 1]},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9)
     for i, batch in enumerate(batches):
         step = (epoch - 1) * 2 + i
         lr, momentum = training.schedules(step, 2, ARGS)
@@ -204,25 +223,27 @@ def naive_epoch(training, method, optimizer, epoch, batches):
         for name, parameter in method.named_parameters():
             if parameter.grad is None:
                 continue
-            norm = parameter.grad.norm()
-            if norm > 3:
-                parameter.grad *= 3 / norm
+            norms.append(float(parameter.grad.norm()))
+            if norms[-1] > 0.2:
+                parameter.grad *= 0.2 / norms[-1]
             if 'last_layer' in name and epoch == 1:
                 parameter.grad = None
         optimizer.step()
         for a, b in zip(method.teacher.parameters(), method.student.parameters()):
             a.data = momentum * a.data + (1 - momentum) * b.data
-        method.criterion.centre = 0.9 * method.criterion.centre + 0.1 * targets.mean(0)
+        method.criterion.centre = 0.7 * method.criterion.centre + 0.3 * targets.mean(0)
+    return norms
 
 
 @pytest.mark.parametrize('epoch', [1, 2])
 def test_epoch_equals_its_steps_in_plain_words(training, method, epoch):
     batches = [batch_of(seed) for seed in (3, 4)]
     other = copy.deepcopy(method)
-    optimizer, theirs = (training.dino_optimizer(m, ARGS) for m in (method, other))
+    optimizer = training.dino_optimizer(method, ARGS)
     first = method.student['head'].last_layer.weight.clone()
     metrics = training.dino_epoch('', epoch, FakeLoop(batches), method, optimizer, ARGS)
-    naive_epoch(training, other, theirs, epoch, batches)
+    norms = naive_epoch(training, other, epoch, batches)
+    assert min(norms) < 0.2 < max(norms)
     for (name, ours), expected in zip(method.state_dict().items(), other.state_dict().values()):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5, msg=name)
     frozen = torch.equal(first, method.student['head'].last_layer.weight)
@@ -230,6 +251,27 @@ def test_epoch_equals_its_steps_in_plain_words(training, method, epoch):
     lr, momentum = training.schedules(2 * epoch - 1, 2, ARGS)
     assert (metrics['lr'], metrics['teacher_momentum']) == (lr, momentum)
     assert {'loss', 'dino_loss', 'reg_loss', 'spread', 'reg_weight'} <= metrics.keys()
+
+
+def test_both_networks_are_in_train_mode(training, method):
+    modes = []
+    for network in (method.student, method.teacher):
+        for part in (network['encoder'].network, network['head']):
+            part.register_forward_hook(lambda module, *_: modes.append(module.training))
+    optimizer = training.dino_optimizer(method.eval(), ARGS)
+    training.dino_epoch('', 2, FakeLoop([batch_of(3)]), method, optimizer, ARGS)
+    assert modes and all(modes)
+
+
+def test_rate_and_momentum_are_those_of_the_authors(wavlm_ssl, training):
+    """Spec 8.2, of 7000 steps with 100 an epoch."""
+    args, *_ = wavlm_ssl.arguments.get_args([])
+    found = {step: training.schedules(step, 100, args) for step in (0, 999, 3500, 4000, 6999)}
+    rates = [found[step][0] for step in (0, 999, 4000)]
+    assert rates == pytest.approx([0, 0.325, 0.162505], abs=1e-9)
+    assert found[6999][0] == pytest.approx(1.0022e-5, rel=1e-4)
+    assert [found[step][1] for step in (0, 3500)] == pytest.approx([0.996, 0.998], abs=1e-12)
+    assert 1 - found[6999][1] == pytest.approx(2e-10, rel=0.02)
 
 
 def test_a_stopped_epoch_goes_on_with_the_step_it_was_at(training, method, monkeypatch):

@@ -13,6 +13,7 @@ from shared.models.ssl_encoder import SslEncoder
 
 LABELS = torch.tensor([0, 3, 1, 2])
 OPEN = float('inf')
+GATE, SURE = 2.8, 0.43  # with which the four samples have every fate
 
 
 @pytest.fixture
@@ -88,6 +89,53 @@ def test_gate_and_correction_are_those_of_naive_passes(wavlm_ssl):
     assert logged['kept'] == kept.float().mean()
     off = framework_of(wavlm_ssl, lc='none')
     assert not off(waves(), waves(1), LABELS, gate, True)[3].corrected.any()
+
+
+def naive_objective(method, lc, weight, squared):
+    """Spec 4.4 and 4.5 sample by sample, as what has the same gradient: log L + weight * log R."""
+    embeddings, clean = method.embed(waves()), method.embed(waves(1)).detach()
+    losses, logits = method.criterion(embeddings, LABELS)
+    classes, total, fates = method.criterion.weight, 0.0, []
+    for i, loss in enumerate(losses):
+        p = (clean[i] @ classes.detach().T / 0.5).softmax(0)
+        fates.append('kept' if loss.log() <= GATE else 'sure' if p.max() > SURE else 'out')
+        if fates[-1] == 'kept':
+            total = total + loss
+        elif fates[-1] == 'sure' and lc == 'hard':
+            total = total - logits[i].log_softmax(0)[p.argmax()]
+        elif fates[-1] == 'sure' and lc == 'soft':
+            cosines = torch.stack([F.cosine_similarity(embeddings[i], w, dim=0) for w in classes])
+            total = total - (p * (30 * cosines).log_softmax(0)).sum()
+    parts = [now - before for (_, now), before in zip(method.pulled(), method.pretrained)]
+    squares = [(part**2).sum() for part in parts]
+    distance = sum(squares) if squared else sum(square.sqrt() for square in squares)
+    count = 4 if lc != 'none' else fates.count('kept')
+    return (total / count).log() + weight * distance.log(), fates
+
+
+@pytest.mark.parametrize('lc', ['hard', 'soft', 'none'])
+@pytest.mark.parametrize('weight, squared', [(0.01, False), (0.3, False), (0.3, True)])
+def test_gradients_are_those_of_the_naive_version(wavlm_ssl, lc, weight, squared):
+    method = framework_of(
+        wavlm_ssl,
+        lc=lc,
+        lc_threshold=SURE,
+        lc_temperature=0.5,
+        pull=weight,
+        pull_squared=squared,
+    )
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for _, parameter in method.pulled():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    expected, fates = naive_objective(method, lc, weight, squared)
+    assert set(fates) == {'kept', 'sure', 'out'}
+    found, *_ = method(waves(), waves(1), LABELS, GATE, True)
+    learnable = dict(method.named_parameters())
+    learnable = {name: p for name, p in learnable.items() if p.requires_grad}
+    ours, theirs = (torch.autograd.grad(x, learnable.values()) for x in (found, expected))
+    for name, a, b in zip(learnable, ours, theirs):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=lambda text, n=name: n + text)
 
 
 def test_clean_logits_are_fp32_under_autocast(wavlm_ssl, monkeypatch):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from author_layouts import modules_of
 from sklearn.cluster import AgglomerativeClustering
 
@@ -9,6 +10,7 @@ from shared.clustering.kmeans import kmeans_euclidean
 from shared.clustering.metrics import ari, nmi, purity
 from shared.datasets.embeddings import read_labels, write_embeddings
 from shared.errors import UserError
+from shared.losses.aam_softmax import AamSoftmax
 
 ARGS = {
     'normalise': True,
@@ -52,6 +54,57 @@ def test_labels_of_kmeans_alone_and_of_raw_embeddings(labels):
     raw = labels.make_labels(table, {**ARGS, 'clusters': 0, 'normalise': False})
     np.testing.assert_array_equal(raw, kmeans_euclidean(table, 60, seed=3)[0])
     assert nmi(speaker, raw) < nmi(speaker, alone) - 10  # its clusters are of lengths
+
+
+def test_passes_of_kmeans_are_those_asked_for_and_end_at_the_tolerance_of_the_authors(labels):
+    table = np.random.default_rng(0).normal(size=(3000, 2)).astype(np.float32)  # no clusters: slow
+    args = {**ARGS, 'centroids': 12, 'clusters': 0, 'normalise': False}
+    two = labels.make_labels(table, {**args, 'kmeans_iterations': 2})
+    expected = kmeans_euclidean(table, 12, seed=3, iterations=2)[0]
+    np.testing.assert_array_equal(two, expected)
+    found = labels.make_labels(table, args)
+    assert (found != two).any()
+    for tolerance, same in ((1e-4, True), (1e-3, False), (1e-5, False)):
+        expected = kmeans_euclidean(table, 12, seed=3, tolerance=tolerance)[0]
+        assert (found == expected).all() == same
+
+
+def planted(seed=0):
+    """Noisy views (N, D) of utterances: a voice, and a channel drawn anew for each view; speakers."""
+    rng = np.random.default_rng(seed)
+    speaker = np.repeat(np.arange(12), 20)
+    voice = rng.normal(size=(12, 8))[speaker] + 0.3 * rng.normal(size=(240, 8))
+
+    def view(loudness):
+        channel = loudness * rng.normal(size=(240, 16))
+        return torch.from_numpy(np.concatenate([voice, channel], axis=1)).float()
+
+    return view, speaker
+
+
+def test_labels_of_the_second_round_are_better_than_those_of_the_first(monkeypatch):
+    """Spec 10.1-5: what learns the labels of planted embeddings, behind the gate, clusters better."""
+    (paper,) = modules_of('wavlm_ssl', ('losses', 'gate', 'labels'), monkeypatch)
+    args = {**ARGS, 'centroids': 48, 'clusters': 16}
+    view, speaker = planted()
+    clean = view(0.8)
+    first = paper.labels.make_labels(clean.numpy(), args)
+    torch.manual_seed(0)
+    network, criterion = torch.nn.Linear(24, 8), AamSoftmax(16, 8, scale=15.0)
+    optimizer = torch.optim.AdamW([*network.parameters(), *criterion.parameters()], lr=0.02)
+    learnt, gate = torch.from_numpy(first), paper.losses.NO_GATE
+    for step in range(80):
+        each, logits = criterion(network(view(1.2)), learnt)
+        if step == 40:
+            gate = paper.gate.fit_gate(each.detach()).threshold
+        gated = paper.losses.gate_and_correct(each, logits, None, learnt, gate)
+        optimizer.zero_grad()
+        paper.losses.normalised(gated.loss).backward()
+        optimizer.step()
+    assert gated.kept.float().mean() < 1
+    second = paper.labels.make_labels(network(clean).detach().numpy(), args)
+    assert nmi(speaker, second) > nmi(speaker, first) + 5
+    assert paper.labels.quality(second, speaker)['NMI %'] == nmi(speaker, second)
 
 
 def test_labels_stay_the_same_for_a_seed_and_a_zero_embedding_has_one(labels):

@@ -1,27 +1,15 @@
 """Gate, label correction and pull of papers/wavlm_ssl (spec wavlm_ssl 4)."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from modules import load
 
 from shared import ddp
 from shared.losses.aam_softmax import AamSoftmax, plain_logits
 
-PAPER = Path(__file__).parents[2] / 'papers' / 'wavlm_ssl'
-
-
-def load(name):
-    """One module of the paper, in the ranks of `run_ranks` too."""
-    spec = importlib.util.spec_from_file_location(f'wavlm_ssl_{name}', PAPER / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-losses = load('losses')
+losses = load('wavlm_ssl', 'losses')
 
 # --- vectors of spec 4.6
 
@@ -152,6 +140,18 @@ def test_confidence_and_sharpness_are_those_asked_for():
     ):
         found = losses.gate_and_correct(each, logits, clean, labels, 1.0, **options)
         assert found.corrected.sum() == corrected
+
+
+def test_a_loss_on_the_gate_passes_and_a_probability_on_the_threshold_does_not():
+    each, logits, labels = (
+        torch.tensor([1.0, 1.0001, 2.0]),
+        torch.zeros(3, 2),
+        torch.zeros(3).long(),
+    )
+    clean = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 1e-3]])  # p = 1/2, exactly, and above
+    found = losses.gate_and_correct(each, logits, clean, labels, 0.0)
+    assert found.kept.tolist() == [True, False, False]
+    assert found.corrected.tolist() == [False, False, True]
 
 
 def test_doubtful_samples_above_the_gate_add_nothing():

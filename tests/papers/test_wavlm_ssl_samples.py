@@ -391,6 +391,19 @@ def test_corpus_gives_batches_of_different_labels_and_longer_crops_for_lmft(corp
         corpus.labelled_loader(np.zeros(6, np.int64), seed=1)
 
 
+def test_corpus_takes_so_many_utterances_of_a_label_in_an_epoch(corpus):
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    for most, batches in ((1, 1), (2, 2)):
+        corpus.args['max_seg_per_spk'] = most
+        loader = corpus.labelled_loader(labels, seed=1)
+        drawn = set()
+        for epoch in range(1, 30):
+            loader.batch_sampler.set_position(epoch)
+            assert len(loader) <= batches
+            drawn.add(len(loader))
+        assert max(drawn) == batches
+
+
 def test_corpus_gives_every_file_whole_and_passes_over_bad_ones(corpus, audio):
     audio[0].path(1).write_bytes(b'')
     batches = list(corpus.whole_loader())

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ TINY_WAVLM = SslConfig(
     position_kernel=8,
     position_groups=2,
 )
+QUIET_WAVLM = replace(  # what several processes would draw, each for itself
+    TINY_WAVLM, dropout=0.0, attention_dropout=0.0, projection_dropout=0.0, layer_drop=0.0
+)
 
 
 def small_corpus(folder):
@@ -52,9 +55,15 @@ def small_corpus(folder):
 def small_ssl_corpus(folder):
     """`small_corpus`, and beside it a pre-trained WavLM of random weights."""
     made = small_corpus(folder)
-    torch.manual_seed(0)
-    write_ssl(TINY_WAVLM, SslEncoder(TINY_WAVLM).state_dict(), folder / 'wavlm')
+    pretrained(TINY_WAVLM, folder / 'wavlm')
     return made
+
+
+def pretrained(config, folder):
+    """Writes an SSL encoder of random weights as a pre-trained one; returns its folder."""
+    torch.manual_seed(0)
+    write_ssl(config, SslEncoder(config).state_dict(), folder)
+    return folder
 
 
 def ssl_paths(corpus):

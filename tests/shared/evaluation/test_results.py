@@ -7,7 +7,13 @@ import pytest
 
 from shared.evaluation import results
 from shared.evaluation.plots import System
-from shared.evaluation.results import Evaluation, write_evaluation
+from shared.evaluation.results import (
+    Evaluation,
+    ScoredSystem,
+    compared,
+    with_seed,
+    write_evaluation,
+)
 
 
 def record(eer, **changes):
@@ -103,3 +109,24 @@ def test_other_ranks_write_and_say_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(results.ddp, 'is_main', lambda: False)
     assert write_evaluation(tmp_path / 'run', [], [evaluation('O', 7.0)]) == ''
     assert not list(tmp_path.iterdir())
+
+
+def test_compared_systems_share_their_curves_on_the_first_list_alone(tmp_path):
+    labels, systems = np.arange(6) % 2 == 0, []
+    for number, name in enumerate(('a', 'b')):
+        np.save(tmp_path / f'{name}.npy', np.arange(6.0) + number)
+        records = [record(10.0 + number, crop='full'), record(20.0, name='E', crop='full')]
+        systems.append(ScoredSystem(name, tmp_path / f'{name}.npy', records))
+    found = compared(systems, labels)
+    names = [f'{system}, {name}, full' for system in 'ab' for name in ('list.txt', 'E')]
+    assert [one.name for one in found] == names
+    assert [one.record['eer'] for one in found] == [10.0, 20.0, 11.0, 20.0]
+    first, *others = found
+    assert [curve.name for curve in first.systems] == ['a', 'b']
+    np.testing.assert_array_equal(first.systems[1].scores, np.arange(6.0) + 1)
+    np.testing.assert_array_equal(first.scores, np.arange(6.0))
+    assert not any(len(one.systems) for one in others) and others[0].scores is None
+
+
+def test_seed_is_in_the_name_where_there_are_several():
+    assert with_seed('x', 1, (1, 1)) == 'x' and with_seed('x', 1, (1, 2)) == 'x, seed 1'

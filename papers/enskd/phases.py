@@ -1,0 +1,73 @@
+"""What every training does around its epochs: folders, schedules, validation, the average."""
+
+from pathlib import Path
+
+from shared.averaging import average
+from shared.checkpoint import load_weights
+from shared.loop import Loop
+from train import Schedule, validate
+
+SHOWN = ('loss', 'aam_loss', 'kd_loss', 'accuracy', 'valid_eer', 'utterances_per_second')
+RATE_FOR = 64  # utterances that `lr` is of (spec 5.2)
+
+
+def loop_of(title, loader, args, **objects):
+    """The training loop of a network, in its folder of the run."""
+    return Loop(
+        Path(args['path_log']) / title,
+        loader,
+        max_bad_share=args['max_bad_share'],
+        keep=max(args['keep_checkpoints'], args['num_avg']),
+        save_minutes=args['save_minutes'],
+        **objects,
+    )
+
+
+def student_schedule(args):
+    """Spec 5.2 and 5.3."""
+    return Schedule(
+        args['epoch'],
+        args['lr'],
+        args['lr_last'],
+        args['warmup'],
+        args['batch_size'] / RATE_FOR,
+        args['margin'],
+        args['margin_start'],
+        args['margin_fixed'],
+    )
+
+
+def teacher_schedule(args):
+    """As Microsoft's with WavLM frozen, as far as it is known (spec 3.5)."""
+    first = args['teacher_margin_epoch']
+    return Schedule(
+        args['teacher_epoch'],
+        args['teacher_lr'],
+        args['teacher_lr_last'],
+        args['teacher_warmup'],
+        1.0,
+        args['teacher_margin'],
+        first,
+        first,
+    )
+
+
+def end_epoch(title, epoch, metrics, loop, system, corpus, logger, args):
+    """Scores the validation list by plain cosine, logs and saves; it chooses nothing."""
+    (record, *_), _ = validate(system, corpus.valid, args)
+    metrics['valid_eer'] = record['eer']
+    loop.log_epoch(title, epoch, metrics, logger, SHOWN)
+    loop.end_epoch(metrics, value=-epoch)
+
+
+def finish(loop, framework, args, name, published):
+    """Averages the last epochs (spec 5.4); writes <name>.pt in the published layout."""
+
+    def states():
+        last = len(loop.history)
+        epochs = range(max(last - args['num_avg'], 0) + 1, last + 1)
+        files = [loop.folder / f'epoch_{epoch:04d}.pt' for epoch in epochs]
+        load_weights(framework, average(files), 'average')
+        return {name: published(framework)}
+
+    return loop.export(states)[name]
