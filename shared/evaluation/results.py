@@ -51,7 +51,7 @@ def compared(systems: Sequence[ScoredSystem], labels: np.ndarray) -> list[Evalua
         labels: (M,) of the first list, True for the same speaker.
     """
     curves = [plots.System(one.name, np.load(one.scores), labels) for one in systems]
-    found = []
+    found: list[Evaluation] = []
     for one, curve in zip(systems, curves):
         for record in one.records:
             name = f'{one.name}, {record["name"]}, {record["crop"]}'

@@ -58,6 +58,13 @@ def test_ward_finds_its_way_among_equal_points_and_equal_distances():
     expected = AgglomerativeClustering(9, linkage='ward').fit_predict(twins)
     assert same_partition(ward(twins, 9), expected)
     assert sorted(ward(np.ones((6, 2)), 4)) == [0, 0, 0, 1, 2, 3]  # any three pairs will do
+    often = np.random.default_rng(1).integers(1, 12, 40)  # the heavier, the later it is merged
+    heavy = np.repeat(points(count=40), often, axis=0)
+    for clusters in (5, 20):
+        expected = AgglomerativeClustering(clusters, linkage='ward').fit_predict(heavy)
+        assert same_partition(ward(heavy, clusters), expected)
+        light = ward(points(count=40), clusters).repeat(often)
+        assert not same_partition(light, expected)
     assert ward(np.ones((6, 2)), 1).tolist() == [0] * 6
     grid = np.stack(np.meshgrid(np.arange(8), np.arange(8)), axis=-1).reshape(-1, 2)
     assert len(set(ward(grid, 16))) == 16
