@@ -147,6 +147,8 @@ class ExperimentArgs:
     num_eval: int = 15  # crops of a file
     eval_frames: int = 400
     longest: int = 700000  # samples of a file scored whole; it is clustered without a cut
+    as_norm: bool = False  # also whole files with AS-norm over the pseudo-speakers; none published
+    cohort_top: int = 300  # nearest of these that a file is normalised by
     eer_rule: Literal['interpolated', 'max'] = 'interpolated'  # authors: 'max'
 
     def __post_init__(self):

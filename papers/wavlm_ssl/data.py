@@ -175,11 +175,12 @@ class Corpus:
         )
         return train_loader(data, sampler, args['num_workers'])
 
-    def whole_loader(self):
-        """Every training file once, clean and whole, this rank's share."""
+    def whole_loader(self, utterances=None):
+        """Every training file, or those of `utterances`, once, clean and whole; this rank's share."""
+        chosen = self.train if utterances is None else utterances
         return whole_files(
-            self.train.all_paths(),
-            self.train.seconds,
+            chosen.all_paths(),
+            chosen.seconds,
             AudioReader(),
             budget_seconds=self.args['eval_seconds'],
             workers=self.args['num_workers'],

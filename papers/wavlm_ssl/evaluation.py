@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 
 import plots
-from paths import models_of
+from data import Corpus
+from paths import labels_of, models_of
 from shared import ddp
 from shared.checkpoint import once
+from shared.datasets.embeddings import labels_for, read_labels
+from shared.evaluation.crops import embed_cohort
 from shared.evaluation.results import ScoredSystem, compared, with_seed, write_evaluation
 from shared.evaluation.tables import mean_row
 from steps import quality_of
@@ -32,22 +35,36 @@ def measure_step(file, seed, corpus, tests, args):
     """Scores of a step's model; of a round also how good its labels are."""
     step = file.parent.name
     system = (dino_system if step == 'dino' else system_of)(file, args)
-    found = score(step, seed, system, tests, file.parent, args)
+    cohort = None
+    if args['as_norm'] and step != 'dino':
+        cohort = cohort_of(system, file, corpus, args)
+    found = score(step, seed, system, tests, file.parent, args, cohort)
     if step.startswith('round'):
         labels = file.parents[1] / 'labels' / f'{step.removeprefix("round")}.txt'
         found['quality'] = quality_of(labels, corpus)
     return found
 
 
+def cohort_of(embed, file, corpus, args):
+    """Mean embedding of each pseudo-speaker that the model of a file has learnt."""
+    labels = labels_for(corpus.train, *read_labels(labels_of(file, args)))
+    rows = np.flatnonzero(labels >= 0)
+    loader = corpus.whole_loader(corpus.train.select(rows))
+    return embed_cohort(embed, loader, labels[rows], args['device'])
+
+
 def evaluate(file, tests, args):
     """Scores a file of a run or of the authors, in a folder of its own."""
     name = '_'.join(Path(file).resolve().with_suffix('').parts[-3:])
     folder = Path(args['path_log']) / 'evaluation' / name
-    scored = score(name, args['seeds'][-1], system_of(file, args), tests, folder, args)
+    system, cohort = system_of(file, args), None
+    if args['as_norm']:
+        cohort = cohort_of(system, file, Corpus(args, tests[0]), args)
+    scored = score(name, args['seeds'][-1], system, tests, folder, args, cohort)
     results([{**scored, 'folder': folder}], tests, folder, args)
 
 
-def score(step, seed, embed, tests, folder, args):
+def score(step, seed, embed, tests, folder, args, cohort=None):
     """Scores one system on every list: JSON-able; its scores on the first stay in the folder."""
     records = []
     for files in tests:
@@ -55,7 +72,7 @@ def score(step, seed, embed, tests, folder, args):
             record, scores = validate_whole(embed, files, args, RESAMPLES)
             found = {'full': record}
         else:
-            found, scores = validate(embed, files, args, RESAMPLES)
+            found, scores = validate(embed, files, args, RESAMPLES, cohort=cohort)
         if files is tests[0] and ddp.is_main():
             folder.mkdir(parents=True, exist_ok=True)
             np.save(folder / 'scores.npy', scores)
@@ -91,7 +108,7 @@ def summary(one):
     records = {r['crop']: r for r in one['records'] if r['sha256'] == first}
     record = records[headline(one)]
     costs = {f'minDCF {p}': value for p, value in record['min_dcf'].items()}
-    names = {'tta': 'crops EER %', 'full': 'full EER %'}
+    names = {'tta': 'crops EER %', 'full': 'full EER %', 'full, AS-norm': 'AS-norm EER %'}
     parts = {name: records[crop]['eer'] for crop, name in names.items() if crop in records}
     row = {'step': one['step'], 'seed': one['seed'], 'EER %': record['eer'], **costs, **parts}
     return {**row, **one.get('quality', {})}

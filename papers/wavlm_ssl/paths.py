@@ -12,9 +12,10 @@ from shared.errors import UserError
 def needed_paths(args):
     """What has to be there before anything is built, by the name of its argument."""
     names = ['path_test', 'trials_test', 'published', 'embeddings', 'labels']
+    if not args['eval'] or args['as_norm']:  # its cohort is of the training files
+        names += ['path_train', 'list_train', 'path_musan', 'path_rir']
     if not args['eval']:
-        names += ['path_ssl', 'path_train', 'list_train', 'path_musan', 'path_rir', 'path_valid']
-        names += ['trials_valid']
+        names += ['path_ssl', 'path_valid', 'trials_valid']
     return {name: args[name] for name in names}
 
 
@@ -48,6 +49,20 @@ def models_of(seed, args):
             found[int(name[2]), name[1] == 'lmft'] = file
     files = [*folder.glob('dino/encoder.pt'), *(found[place] for place in sorted(found))]
     return ddp.broadcast_object(files)
+
+
+def labels_of(file, args):
+    """The pseudo-labels that a model was trained on: those of its run, or of --labels.
+
+    Raises:
+        UserError: they are not there.
+    """
+    file = Path(file)
+    number = re.sub(r'\D', '', file.parent.name)
+    labels = Path(args['labels'] or file.parents[1] / 'labels' / f'{number}.txt')
+    if not labels.exists():
+        raise UserError(f'{file}: AS-norm needs pseudo-speakers, which --labels names')
+    return labels
 
 
 def last_model(args):

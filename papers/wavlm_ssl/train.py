@@ -58,7 +58,7 @@ def embed_whole(embed, loader, count, args, noisy=False):
         return extract(embed, loader, count, args['device'])
 
 
-def validate(embed, trial_files, args, resamples=0, full=True):
+def validate(embed, trial_files, args, resamples=0, full=True, cohort=None):
     """Records of a list by crops, whole files and both (`verify_by_crops`), and scores of the last."""
     return verify_by_crops(
         embed,
@@ -70,6 +70,9 @@ def validate(embed, trial_files, args, resamples=0, full=True):
         known_name=known_name(len(trial_files.trials)),
         eer_rule=args['eer_rule'],
         resamples=resamples,
+        cohort=cohort,
+        cohort_name=None if cohort is None else 'means of the pseudo-speakers',
+        top_k=args['cohort_top'] if cohort is None else min(args['cohort_top'], len(cohort)),
     )
 
 

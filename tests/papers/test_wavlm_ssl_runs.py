@@ -251,16 +251,19 @@ def test_clustering_alone_replaces_the_published_tool(corpus, finished, tmp_path
 
 def test_evaluation_of_the_exported_file_repeats_the_numbers(corpus, finished, tmp_path):
     given = finished[0] / 'seed1/lmft1/model_epoch1.pt'  # the only epoch, so also the last
-    folder, _ = WAVLM_SSL.run(corpus, tmp_path, eval='true', published=given, path_ssl='/nowhere')
+    settings = {'eval': 'true', 'published': given, 'path_ssl': '/nowhere'}
+    settings |= {'as_norm': 'true', 'labels': finished[0] / 'seed1/labels/1.txt', 'cohort_top': 3}
+    folder, _ = WAVLM_SSL.run(corpus, tmp_path, **settings)
     row = table_of(folder / 'evaluation/seed1_lmft1_model_epoch1')[0]
     expected = table_of(finished[0])[-1]
+    assert 0 <= row.pop('AS-norm EER %') <= 100
     names = [name for name in row if name not in ('step', 'seed')]
     assert [row[n] for n in names] == pytest.approx([expected[n] for n in names], abs=1e-6)
 
 
 def test_two_seeds_of_the_plain_recipe_get_rows_and_means(corpus, tmp_path):
     settings = {'dino': 'dino', 'dino_regulariser': 0, 'dino_take': 0, 'rounds': 0}
-    settings |= {'lmft_epochs': 0, 'epoch': 1, 'seeds': '1,2', 'lc': 'soft'}
+    settings |= {'lmft_epochs': 0, 'epoch': 1, 'seeds': '1,2', 'lc': 'soft', 'as_norm': 'true'}
     folder, printed = WAVLM_SSL.run(corpus, tmp_path, **settings)
     rows = table_of(folder)
     assert [(row['step'], row['seed']) for row in rows] == [
