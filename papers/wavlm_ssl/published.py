@@ -4,7 +4,6 @@ Theirs is a bare state of 259 tensors: WavLM under Microsoft's names, MHFA, clas
 other program, sslsv, stores below `model` is read too, without what trained it.
 """
 
-import re
 from functools import partial
 
 from shared import checkpoint
@@ -15,26 +14,12 @@ from shared.models.ssl_backends import SslSpeakerEncoder
 from shared.models.ssl_config import WAVLM_BASE
 from shared.models.ssl_encoder import SslEncoder
 from shared.models.ssl_names import hugging_face_names
-from shared.published.layout import Form, Layout, Published, axis, old_spelling
+from shared.published.layout import Form, Layout, Published, axis
 from shared.published.speaker_forms import student_form
+from shared.published.wavlm_names import microsoft_name
 
 __all__ = ['Published', 'from_published', 'read', 'to_published']
 
-MICROSOFT = (  # our names of a WavLM -> theirs; `hugging_face_names` knows the way back
-    (r'^masked_spec_embed$', 'mask_emb'),
-    (r'^feature_extractor\.conv_layers\.(\d+)\.conv\.', r'feature_extractor.conv_layers.\1.0.'),
-    (r'^feature_extractor\.conv_layers\.0\.layer_norm\.', 'feature_extractor.conv_layers.0.2.'),
-    (r'^feature_projection\.layer_norm\.', 'layer_norm.'),
-    (r'^feature_projection\.projection\.', 'post_extract_proj.'),
-    (r'\.pos_conv_embed\.conv\.', '.pos_conv.0.'),
-    (r'(\d)\.layer_norm\.', r'\1.self_attn_layer_norm.'),
-    (r'\.attention\.gru_rel_pos_linear\.', '.self_attn.grep_linear.'),
-    (r'\.attention\.gru_rel_pos_const$', '.self_attn.grep_a'),
-    (r'\.attention\.rel_attn_embed\.', '.self_attn.relative_attention_bias.'),
-    (r'\.attention\.', '.self_attn.'),
-    (r'\.feed_forward\.intermediate_dense\.', '.fc1.'),
-    (r'\.feed_forward\.output_dense\.', '.fc2.'),
-)
 WAVLM, MHFA, CLASSIFIER = '__S__.model.', '__S__.backend.', '__L__.'
 SSLSV_WAVLM, SSLSV_MHFA = 'encoder.upstream.upstream.model.', 'encoder.pooling.'
 SSLSV_MARKS = ('encoder.upstream', 'encoder.pooling')
@@ -66,10 +51,7 @@ def theirs(ours, wavlm, mhfa):
     part, _, name = ours.partition('.')
     if part != 'encoder':
         return {'backend': mhfa, 'criterion': CLASSIFIER}[part] + name
-    name = old_spelling(name)
-    for pattern, replacement in MICROSOFT:
-        name = re.sub(pattern, replacement, name, count=1)
-    return wavlm + name
+    return wavlm + microsoft_name(name, 'group')
 
 
 def sizes(entries, wavlm, mhfa):

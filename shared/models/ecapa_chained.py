@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from shared.models.ecapa_tdnn import DILATIONS, SCALE, ConvReluNorm, SqueezeExcitation
-from shared.models.masks import frame_mask, reflect_padding
+from shared.models.frame_checks import checked_mask
+from shared.models.masks import reflect_padding
 from shared.models.pooling import AttentiveStatisticsPooling
 
 FLOOR = 1e-12  # of the pooling's variances
@@ -59,9 +60,7 @@ class ChainedEcapa(nn.Module):
         Raises:
             ValueError: `frames` in training mode, where padding would enter the batch statistics.
         """
-        if frames is not None and self.training:
-            raise ValueError('padded batches are for evaluation: call eval() or crop to one length')
-        mask = None if frames is None else frame_mask(frames, features.shape[-1])
+        mask = checked_mask(features, frames, 1, self.training)
         x, outputs = self.stem(features, mask), []
         for block in self.blocks:
             x = block(x, mask)

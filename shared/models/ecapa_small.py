@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from shared.models.ecapa_tdnn import DILATIONS, SCALE, ConvReluNorm, SeRes2Block
-from shared.models.masks import frame_mask, zero_padding
+from shared.models.frame_checks import checked_mask
+from shared.models.pooling import attentive_statistics
 
 FLOOR = 1e-9  # of the pooling's variances
 
@@ -59,9 +60,7 @@ class EcapaSmall(nn.Module):
         Raises:
             ValueError: `frames` in training mode, where padding would enter the batch statistics.
         """
-        if frames is not None and self.training:
-            raise ValueError('padded batches are for evaluation: call eval() or crop to one length')
-        mask = None if frames is None else frame_mask(frames, features.shape[-1])
+        mask = checked_mask(features, frames, 1, self.training)
         x, outputs = self.stem(features, mask), []
         for block in self.blocks:
             x = block(x, mask)
@@ -90,11 +89,4 @@ class FrameAttentivePooling(nn.Module):
         """Pools frames (B, C, T), with a mask (B, 1, T), to mean and deviation (B, 2C)."""
         frames = x.to(torch.promote_types(x.dtype, torch.float32))
         scores = self.score(self.hidden(x).tanh()).to(frames.dtype)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-            frames = zero_padding(frames, mask)
-        weight = scores.softmax(dim=-1)  # over time, for each channel
-        mean = (weight * frames).sum(-1, keepdim=True)
-        # equals sum(w x^2) - mean^2 without its cancellation
-        variance = (weight * (frames - mean).square()).sum(-1)
-        return torch.cat([mean.squeeze(-1), variance.clamp(min=FLOOR).sqrt()], dim=1)
+        return attentive_statistics(frames, scores, mask, FLOOR)

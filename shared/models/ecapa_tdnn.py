@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from shared.models.masks import frame_mask, masked_mean, zero_padding
+from shared.models.frame_checks import checked_mask
+from shared.models.masks import masked_mean, zero_padding
 from shared.models.pooling import AttentiveStatisticsPooling
 
 SCALE = 8  # groups of channels in a Res2Net layer
@@ -61,9 +62,7 @@ class EcapaTdnn(nn.Module):
         Raises:
             ValueError: `frames` in training mode, where padding would enter the batch statistics.
         """
-        if frames is not None and self.training:
-            raise ValueError('padded batches are for evaluation: call eval() or crop to one length')
-        mask = None if frames is None else frame_mask(frames, features.shape[-1])
+        mask = checked_mask(features, frames, 1, self.training)
         total = self.stem(features, mask)
         outputs = []
         for block in self.blocks:  # each block sees the sum of all before it

@@ -1,4 +1,4 @@
-"""Checks of the number of frames before a network runs on them."""
+"""Checks of samples and frames before a front-end or a network runs on them."""
 
 from torch import Tensor
 
@@ -32,3 +32,22 @@ def checked_mask(
     if fewest < shortest:
         raise ValueError(f'{fewest} frames are too few: the network needs at least {shortest}')
     return None if frames is None else frame_mask(frames, features.shape[-1])
+
+
+def check_waves(waves: Tensor, lengths: Tensor | None, shortest: int) -> None:
+    """Waves must be (B, L) of `shortest` samples or more, and lengths on the CPU within L.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if waves.ndim != 2:
+        raise ValueError(f'waves must be (B, L), not {tuple(waves.shape)}')
+    least, longest = waves.shape[1], waves.shape[1]
+    if lengths is not None and lengths.device.type == 'cpu' and len(lengths):
+        least, longest = min(least, int(lengths.min())), int(lengths.max())
+    if least < shortest:
+        raise ValueError(
+            f'a wave of {least} samples is too short: the front-end needs at least {shortest}'
+        )
+    if longest > waves.shape[1]:
+        raise ValueError(f'a length of {longest} samples exceeds the {waves.shape[1]} given')

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
+from shared.models.frame_checks import check_waves
 from shared.models.masks import frame_mask, masked_mean, zero_padding
 from shared.models.ssl_pooling import instance_norm
 
@@ -83,7 +84,7 @@ class LogMel(nn.Module):
                 already live on a GPU are not read back: a row too short has 0 frames instead,
                 which makes its embedding NaN.
         """
-        self._check(waves, lengths)
+        check_waves(waves, lengths, self.shortest)
         with torch.no_grad(), torch.autocast(waves.device.type, enabled=False):
             if lengths is not None:
                 lengths = lengths.to(waves.device, non_blocking=True)
@@ -99,21 +100,6 @@ class LogMel(nn.Module):
         if self.unit_variance:
             return instance_norm(features, mask)
         return zero_padding(features - masked_mean(features, mask), mask)
-
-    def _check(self, waves: Tensor, lengths: Tensor | None):
-        if waves.ndim != 2:
-            raise ValueError(f'waves must be (B, L), not {tuple(waves.shape)}')
-        shortest, longest = waves.shape[1], waves.shape[1]
-        if lengths is not None and lengths.device.type == 'cpu' and len(lengths):
-            shortest, longest = int(lengths.min()), int(lengths.max())
-        if shortest < self.shortest or waves.shape[1] < self.shortest:
-            shortest = min(shortest, waves.shape[1])
-            raise ValueError(
-                f'a wave of {shortest} samples is too short: '
-                f'the front-end needs at least {self.shortest}'
-            )
-        if longest > waves.shape[1]:
-            raise ValueError(f'a length of {longest} samples exceeds the {waves.shape[1]} given')
 
     def _emphasise(self, waves: Tensor) -> Tensor:
         if not self.pre_emphasis:

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from shared.models.frame_checks import check_waves
 from shared.models.masks import frame_mask, masked_mean, zero_padding
 
 CPU_ROWS = 4  # worked on at a time, so that what is in between stays in the processor's cache
@@ -151,22 +152,3 @@ def symmetric_window(name: str, win: int) -> Tensor:
     if name == 'povey':
         return torch.hann_window(win, periodic=False).pow(0.85)
     raise ValueError(f"window {name!r} is unknown: 'hamming' or 'povey'")
-
-
-def check_waves(waves: Tensor, lengths: Tensor | None, shortest: int):
-    """Waves must be (B, L) of `shortest` samples or more, and lengths on the CPU within L.
-
-    Raises:
-        ValueError: they are not.
-    """
-    if waves.ndim != 2:
-        raise ValueError(f'waves must be (B, L), not {tuple(waves.shape)}')
-    least, longest = waves.shape[1], waves.shape[1]
-    if lengths is not None and lengths.device.type == 'cpu' and len(lengths):
-        least, longest = min(least, int(lengths.min())), int(lengths.max())
-    if least < shortest:
-        raise ValueError(
-            f'a wave of {least} samples is too short: the front-end needs at least {shortest}'
-        )
-    if longest > waves.shape[1]:
-        raise ValueError(f'a length of {longest} samples exceeds the {waves.shape[1]} given')

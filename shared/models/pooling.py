@@ -35,6 +35,28 @@ def statistics_pooling(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return torch.cat([mean.squeeze(-1), (variance + VARIANCE_OFFSET).sqrt()], dim=1)
 
 
+def attentive_statistics(x: Tensor, scores: Tensor, mask: Tensor | None, floor: float) -> Tensor:
+    """Mean and deviation over time, each frame of a channel weighted by the softmax of its score.
+
+    Args:
+        x: (B, C, T) frames.
+        scores: (B, C, T) of the same type.
+        mask: (B, 1, T) of `frame_mask`, or None when every frame counts.
+        floor: of every variance, below which the deviation is its square root.
+
+    Returns:
+        (B, 2C): C means, then C deviations.
+    """
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+        x = zero_padding(x, mask)
+    weight = scores.softmax(dim=-1)  # over time, for each channel
+    mean = (weight * x).sum(-1, keepdim=True)
+    # equals sum(w x^2) - mean^2 without its cancellation
+    variance = (weight * (x - mean).square()).sum(-1)
+    return torch.cat([mean.squeeze(-1), variance.clamp(min=floor).sqrt()], dim=1)
+
+
 class AttentiveStatisticsPooling(nn.Module):
     """Channel- and context-dependent attentive statistics pooling.
 
@@ -64,14 +86,7 @@ class AttentiveStatisticsPooling(nn.Module):
         """Pools frames (B, C, T), T > 1, with a mask (B, 1, T), to mean and deviation (B, 2C)."""
         frames = x.to(torch.promote_types(x.dtype, torch.float32))
         scores = self._scores(x, self._context(frames, mask)).to(frames.dtype)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-            frames = zero_padding(frames, mask)
-        weight = scores.softmax(dim=-1)  # over time, for each channel
-        mean = (weight * frames).sum(-1, keepdim=True)
-        # equals sum(w x^2) - mean^2 without its cancellation
-        variance = (weight * (frames - mean).square()).sum(-1)
-        return torch.cat([mean.squeeze(-1), variance.clamp(min=self.floor).sqrt()], dim=1)
+        return attentive_statistics(frames, scores, mask, self.floor)
 
     def _context(self, frames: Tensor, mask: Tensor | None) -> Tensor:
         """Mean and standard deviation over time, (B, 2C)."""

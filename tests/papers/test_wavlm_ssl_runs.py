@@ -118,15 +118,23 @@ def test_recipe_leaves_every_step_the_table_its_plots_and_the_authors_files(corp
     assert {int(line.split()[0]) for line in lines} == set(range(6))
 
 
-def test_gate_comes_from_the_epoch_before_and_goes_into_large_margin_fine_tuning(finished):
+def test_gate_comes_from_the_epoch_before_and_goes_into_large_margin_fine_tuning(finished, paper):
+    """Of every epoch: test_thresholds_come_from_the_losses_of_the_epoch_before."""
     state = weights(finished[0] / 'seed1/round1/last.pt')
     first, second, third = state['history']
     assert 'threshold' not in first and first['kept %'] == 100 and first['corrected %'] == 0
     assert second['corrected %'] == 0
-    assert third['kept %'] + third['corrected %'] <= 100
+    assert third['corrected %'] > 0 and third['kept %'] + third['corrected %'] <= 100
+    assert third['threshold'] == state['objects']['gate']['log_gate']
     rates = [entry['lr_mhfa'] for entry in state['history']]
     assert rates == pytest.approx([5e-3, 5e-3 * 0.95, 5e-3 * 0.95**2])
     lmft = weights(finished[0] / 'seed1/lmft1/last.pt')['history'][0]
+    losses = np.load(finished[0] / 'seed1/round1/losses.npz')['losses']
+    stored = state['objects']['gate']['record']['losses'].numpy()
+    seen = np.isfinite(losses)
+    np.testing.assert_array_equal(losses[seen], stored[np.isfinite(stored)])
+    threshold = paper('wavlm_ssl').gate.fit_gate(losses).threshold
+    assert lmft['threshold'] == pytest.approx(threshold, abs=1e-5) != third['threshold']
     assert lmft['lr_mhfa'] == pytest.approx(5e-3 * 0.95**3)
     assert lmft['lr_layer 0'] == pytest.approx(2e-5 * 0.95**3)
 
@@ -297,7 +305,7 @@ def test_a_corpus_that_is_too_small_is_refused_in_one_line(corpus, tmp_path):
 
 
 def one_epoch(folder, args):
-    """Loss record and weights after an epoch, on however many ranks."""
+    """An epoch on however many ranks: metrics, weights, losses, kept, corrected, the next gate."""
     sys.path.insert(0, str(WAVLM_SSL.main.parent))
     import data
     import framework
@@ -317,17 +325,19 @@ def one_epoch(folder, args):
     method = framework.GatedFineTuning(encoder, backend, criterion, args)
     method.pull_towards(encoder.state_dict(), 'cpu')
     gate = DynamicGate(len(corpus.train), 'cpu')
-    gate.log_gate = 2.0
+    gate.log_gate = 1.35
     parallel = method.distribute('cpu')
     # plain gradient steps: Adam would blow up rounding where a gradient is near zero
-    optimizer = torch.optim.SGD(method.groups(0.01, 0.01, 1.0), lr=0.01)
+    optimizer = torch.optim.SGD(method.groups(1e-3, 1e-3, 1.0), lr=1e-3)
     loader = corpus.labelled_loader(corpus.train.speakers, 0)
     loop = Loop(Path(folder) / 'round0', loader, max_bad_share=0.0, framework=method)
     metrics = train.finetune_epoch('round0', 3, 0, gate, loop, parallel, optimizer, args)
     for name in ('utterances_per_second', 'step_seconds', 'data_wait_percent'):
         del metrics[name]
+    losses, (kept, corrected, _) = gate.record.values(), gate.record.fates_and_labels()
     gate.begin(4, args)
-    return metrics, ddp.unwrap(parallel).copy_of_state(), gate.log_gate
+    weights = ddp.unwrap(parallel).copy_of_state()
+    return metrics, weights, losses, kept.tolist(), corrected.tolist(), gate.log_gate
 
 
 def test_two_processes_learn_what_one_does_and_find_the_same_gate(
@@ -336,13 +346,25 @@ def test_two_processes_learn_what_one_does_and_find_the_same_gate(
     # without dropout, which every rank draws for itself
     model = pretrained(QUIET_WAVLM, tmp_path / 'wavlm')
     # no pull: its gradient has length 1 also where a weight has moved by rounding alone
+    settings = {'pull': 0, 'scale': 8, 'lc_threshold': 0.42}
     args, *_ = paper('wavlm_ssl').arguments.get_args(
-        WAVLM_SSL.command(corpus, tmp_path, path_ssl=model, pull=0)[1:]
+        WAVLM_SSL.command(corpus, tmp_path, path_ssl=model, **settings)[1:]
     )
-    (one, state, gate), *_ = run_ranks(one_epoch, str(tmp_path / 'one'), args, ranks=1)
-    (two, state_of_two, gate2), (also, _, gate3) = run_ranks(one_epoch, str(tmp_path / 'two'), args)
-    assert two == also and gate2 == gate3
+    (found,) = run_ranks(one_epoch, str(tmp_path / 'one'), args, ranks=1)
+    first, second = run_ranks(one_epoch, str(tmp_path / 'two'), args)
+    one, state, losses, kept, corrected, gate = found
+    two, state_of_two, losses_of_two, *fates_of_two, gate_of_two = first
+    # every fate is among the samples, and no loss hides behind the smallest that has a logarithm
+    seen = np.isfinite(losses)
+    assert sum(kept) > 0 and sum(corrected) > 0 and sum(kept) + sum(corrected) < seen.sum()
+    assert 0 < one['kept %'] < 100 and 0 < one['corrected %'] < 100
+    assert losses[seen].min() > 1e-3
+    assert two == second[0] and gate_of_two == second[-1]
     assert one == pytest.approx(two, abs=1e-4, rel=1e-5)
-    assert gate == pytest.approx(gate2, abs=1e-4) and np.isfinite(gate)
+    assert fates_of_two == [kept, corrected] == [*second[3:5]]
+    np.testing.assert_allclose(losses_of_two, losses, rtol=1e-4)
+    np.testing.assert_array_equal(second[2], losses_of_two)
+    assert gate == pytest.approx(gate_of_two, abs=1e-4)
+    assert np.isfinite(gate) and gate != 1.35  # of this epoch
     for name, value in state.items():
         torch.testing.assert_close(state_of_two[name], value, rtol=1e-4, atol=1e-6)
