@@ -140,6 +140,7 @@ class ExperimentArgs:
     teacher_top_k: int = 5  # inter-top-k penalty
     teacher_top_k_margin: float = 0.1  # radians
     teacher_frames: int = 300
+    teacher_DA_p: float = 0.6  # share of augmented crops
     teacher_embed_size: int = 256
     teacher_width: int = 512  # channels of its ECAPA-TDNN
     least_recognised: float = 0.9  # share of clean training crops that a fitting teacher recognises
@@ -169,7 +170,7 @@ class ExperimentArgs:
         check(1 <= self.margin_start <= self.margin_fixed, 'margin_start: 1 to margin_fixed')
         check(self.temperature > 0, f'temperature {self.temperature}: above 0')
         check(min(self.frames, self.teacher_frames) >= 20, 'frames, teacher_frames: 20 or more')
-        for name in ('DA_p', 'spec_aug_p', 'least_recognised'):
+        for name in ('DA_p', 'teacher_DA_p', 'spec_aug_p', 'least_recognised'):
             value = getattr(self, name)
             check(value is None or 0 <= value <= 1, f'{name} {value}: a share, 0 to 1')
         for name in ('snr_noise', 'snr_speech', 'snr_music'):

@@ -54,17 +54,7 @@ def run(rank, args, experiment_args):
         scored = score(pair, seed, system, tests, corpus, where, args)
         return results([{**scored, 'folder': where}], tests, where, args)
 
-    # logger
     log.check_same_run(folder, experiment_args, ignore=('seeds', 'student', 'kd'))
-    builder = log.LoggerList.Builder(
-        args['name'], args['project'], args['tags'], args['description'], args['path_scripts'], args
-    )
-    builder.use_local_logger(args['path_log'])
-    # builder.use_tensorboard_logger()
-    # builder.use_wandb_logger(args['wandb_entity'], args['wandb_group'])
-    # builder.use_neptune_logger(args['neptune_user'])
-    logger = builder.build()
-    logger.log_arguments(experiment_args)
 
     # data
     valid, kept = tests[0], folder / 'lists' / 'valid_trials.txt'
@@ -75,15 +65,28 @@ def run(rank, args, experiment_args):
     if ddp.is_main():
         print(corpus.describe(), flush=True)
 
-    # teacher: a file, or trained on the same speakers
+    # teacher: a file, looked at before the run has a folder, or trained on the same speakers
     pairs = [(args['student'], args['kd'])]
     if args['phase'] == 'compare':
         pairs = [(student, kd) for student in args['students'] for kd in args['losses']]
     rows = {pair: of_row(args, *pair) for pair in pairs}
-    teacher, file = None, args['path_teacher']
-    if args['phase'] == 'teacher' or any(kd != 'none' for _, kd in pairs):
-        file = file or train_teacher(corpus, logger, args)
-        teacher = teacher_of(file, corpus, args)
+    needed = args['phase'] == 'teacher' or any(kd != 'none' for _, kd in pairs)
+    teacher = None
+    if needed and args['path_teacher']:
+        teacher = teacher_of(args['path_teacher'], corpus, args)
+
+    # logger
+    builder = log.LoggerList.Builder(
+        args['name'], args['project'], args['tags'], args['description'], args['path_scripts'], args
+    )
+    builder.use_local_logger(args['path_log'])
+    # builder.use_tensorboard_logger()
+    # builder.use_wandb_logger(args['wandb_entity'], args['wandb_group'])
+    # builder.use_neptune_logger(args['neptune_user'])
+    logger = builder.build()
+    logger.log_arguments(experiment_args)
+    if needed and teacher is None:
+        teacher = teacher_of(train_teacher(corpus, logger, args), corpus, args)
 
     # each seed: a student; to compare, every student with every loss
     scored, lists = [], [files.trials.sha256 for files in tests]
@@ -133,7 +136,12 @@ def distil(seed, teacher, corpus, logger, args):
 
 def train_teacher(corpus, logger, args):
     """Trains back-end and classifier on a frozen WavLM (spec 3.5); returns their file."""
-    args = {**args, 'speed_perturb': False, 'DA_p': 0.6, 'batch_size': args['teacher_batch_size']}
+    args = {
+        **args,
+        'speed_perturb': False,
+        'DA_p': args['teacher_DA_p'],
+        'batch_size': args['teacher_batch_size'],
+    }
     seed = 0  # one teacher, whatever the seeds of its students
     set_seed(seed + 1000 * ddp.rank(), args['deterministic'])
     framework = untrained_teacher(args, corpus.classes)

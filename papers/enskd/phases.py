@@ -63,6 +63,9 @@ def end_epoch(title, epoch, metrics, loop, system, corpus, logger, args):
 def finish(loop, framework, args, name, published):
     """Averages the last epochs (spec 5.4); writes <name>.pt in the published layout."""
 
+    if loop.finished:  # its epochs may have been tidied away
+        return loop.folder / f'{name}.pt'
+
     def states():
         last = len(loop.history)
         epochs = range(max(last - args['num_avg'], 0) + 1, last + 1)
