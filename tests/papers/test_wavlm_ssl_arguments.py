@@ -54,6 +54,8 @@ SPEC = {  # of a run without any argument, by section of the spec
     'num_eval': 15,
     'eval_frames': 400,
     'longest': 700000,
+    'as_norm': False,
+    'cohort_top': 300,
     'eer_rule': 'interpolated',  # ours
     # 8.1, 8.2
     'dino': 'rdino',

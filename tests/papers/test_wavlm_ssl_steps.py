@@ -306,7 +306,7 @@ def test_what_was_scored_is_not_built_again(wavlm_ssl, tmp_path, monkeypatch):
         module, 'score', lambda step, seed, *more: {'step': step, 'seed': seed, 'records': []}
     )
     tests = [types.SimpleNamespace(trials=types.SimpleNamespace(sha256='a'))]
-    args = {'path_log': str(tmp_path)}
+    args = {'path_log': str(tmp_path), 'as_norm': False}
     once, again = (module.measured(1, None, tests, args) for _ in range(2))
     assert once == again and len(built) == 1
     assert once[0]['quality'] == {'NMI %': 1} and once[0]['folder'] == tmp_path / 'seed1/round0'

@@ -296,11 +296,11 @@ def test_large_margin_may_begin_without_a_gate(wavlm_ssl, training):
 def test_large_margin_starts_from_the_round_and_the_round_from_the_pre_trained_model(
     wavlm_ssl, training
 ):
-    done = training(epoch=1, lr_mhfa=0.1, lr_transformer=0.01)
+    done = training(epoch=1, lr_mhfa=0.1, lr_transformer=0.01, scale=20.0)
     before = read_ssl(done.file.parents[2] / 'wavlm').state
     for name, value in before.items():
         assert torch.equal(done.first[f'encoder.{name}'], value)
-    assert done.framework.criterion.margin == 0.2 and done.framework.criterion.scale == 30
+    assert done.framework.criterion.margin == 0.2 and done.framework.criterion.scale == 20
     large = training(start=done.file, lmft_epochs=1, lr_mhfa=0.0, lr_transformer=0.0)
     assert large.framework.criterion.margin == 0.5
     trained, found = weights(done.file), weights(large.file)
