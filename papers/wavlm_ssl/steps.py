@@ -58,7 +58,7 @@ def check_coverage(source, names, train):
     """
     found, foreign = coverage(train, names)
     said = (
-        f'{source}: {found} of {len(train)} training utterances have a label, '
+        f'{source}: names {found} of {len(train)} training utterances, '
         f'{foreign} keys are not in the train list'
     )
     if found < COVERED * len(train):

@@ -176,14 +176,14 @@ def test_labels_of_another_corpus_stop_before_anything_is_written(wavlm_ssl, tmp
     rows = [f'{i} {name}\n' for i, name in enumerate(NAMES)]
     foreign = [f'7 other/v/{i}.wav\n' for i in range(5)]
     source.write_text(''.join([*rows[:3], *foreign]))
-    said = '3 of 8 training utterances have a label, 5 keys are not in the train list'
+    said = 'names 3 of 8 training utterances, 5 keys are not in the train list'
     with pytest.raises(UserError, match=said) as error:
         clustered(wavlm_ssl, tmp_path, source, labels=str(source))
     assert '\n' not in str(error.value) and not (tmp_path / 'labels.txt').exists()
     source.write_text(''.join([*rows[:4], *foreign]))  # mended: half of them are enough
     names, labels = read_labels(clustered(wavlm_ssl, tmp_path, source, labels=str(source)))
     assert names[:4] == NAMES[:4] and labels.tolist() == [0, 1, 2, 3] + [7] * 5
-    said = '4 of 8 training utterances have a label, 5 keys are not in the train list'
+    said = 'names 4 of 8 training utterances, 5 keys are not in the train list'
     assert said in capsys.readouterr().out
 
 
