@@ -38,8 +38,8 @@ class LabelledCrops(CropSet):
         self.musan, self.rirs, self.size = musan, rirs, size
         self.augmented, self.speeds = args['DA_p'], SPEEDS if args['speed_perturb'] else SPEEDS[:1]
         self.ranges = {name: NoiseRange(args[f'snr_{name}']) for name in CATEGORIES}
-        files = np.array([len(musan.files[name]) for name in CATEGORIES]) if musan else None
-        self.shares = None if files is None else files / files.sum()  # every file equally likely
+        files = np.array([len(musan.files[name]) for name in CATEGORIES])
+        self.shares = files / files.sum()  # every file equally likely
 
     def sample(self, epoch, index):
         """One utterance, a function of (seed, epoch, index) alone."""
