@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from preprocessing import noisy_test_sets, split_musan
 from shared import ddp
 from shared.datasets import demo
 from shared.datasets.demo_nonspeech import make_nonspeech
+from shared.datasets.noisy_sets import noisy_test_sets, split_musan
 from shared.datasets.trial_files import TrialFiles, trial_lists, validation_files
 from shared.demo_ssl import model
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import lfilter
 
+from shared.datasets.derived import make_files
 from shared.datasets.musan import write_pcm16
-from shared.datasets.prepare import make_files
 
 RATE = 20000  # Hz, as Nonspeech100 is distributed
 SECONDS = (3.0, 8.0)

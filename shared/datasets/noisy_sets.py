@@ -1,7 +1,7 @@
-"""Phase 0: MUSAN in halves of 5 s pieces, and the noisy copies of the test utterances (spec 2.3-2.5).
+"""MUSAN in halves of 5 s pieces, and noisy copies of test utterances (spec nawsv 2.3-2.5).
 
 Everything is a function of names and the seed: any order, any number of processes, killed and
-continued, the files are the same (Q17). Call both functions on every rank.
+continued, the files are the same (spec nawsv Q17). Call both functions on every rank.
 """
 
 import hashlib
@@ -13,21 +13,26 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from shared.augmentations.noise import POWER_FLOOR
+from shared.datasets.derived import digest_of, make_files
 from shared.datasets.items import DataError
 from shared.datasets.lists import existing, listing
 from shared.datasets.musan import CATEGORIES, Musan, audio_below, write_pcm16
-from shared.datasets.prepare import digest_of, make_files
 from shared.datasets.reading import AudioReader
 
 RATE = 16000
-PIECE, HOP = 5 * RATE, 3 * RATE  # samples, spec 2.3
-SNRS = (0, 5, 10, 15, 20)  # dB, spec 2.5
-FILES_MIXED = {'noise': (1, 1), 'speech': (3, 6), 'music': (1, 1), 'nonspeech': (1, 1)}  # spec 2.4
+PIECE, HOP = 5 * RATE, 3 * RATE  # samples, spec nawsv 2.3
+SNRS = (0, 5, 10, 15, 20)  # dB, spec nawsv 2.5
+FILES_MIXED = {
+    'noise': (1, 1),
+    'speech': (3, 6),
+    'music': (1, 1),
+    'nonspeech': (1, 1),
+}  # spec nawsv 2.4
 SILENCE = 1e-20  # mean square (-200 dB) that keeps the level of digital silence finite
 
 
 def split_musan(source: str | Path, folder: str | Path, workers: int) -> tuple[Path, Path]:
-    """Writes MUSAN as `{train,test}/<category>/<subset>/<stem>wav/<from>_<to>.wav` (spec 2.3).
+    """Writes MUSAN as `{train,test}/<category>/<subset>/<stem>wav/<from>_<to>.wav` (spec nawsv 2.3).
 
     Returns the folders of the two halves, each a MUSAN of its own. Pieces are 16 kHz PCM-16.
     """
@@ -62,7 +67,7 @@ class MusanPieces:
 
 
 def half(name: str) -> str:
-    """'train' or 'test': even and odd file numbers, the four digits before `.wav` (spec 2.3)."""
+    """'train' or 'test': even and odd numbers, four digits before `.wav` (spec nawsv 2.3)."""
     digits = re.search(r'(?<!\d)(0\d{3})$', PurePosixPath(name).stem)
     if not digits:
         raise DataError(
@@ -76,7 +81,7 @@ def pieces(length: int) -> dict[str, tuple[int, int]]:
     """Name of a piece -> its first sample and length.
 
     (length - 5 s) // 3 s windows, so the last possible one is left out, and files below 8 s stay
-    whole (Q16: kept).
+    whole (spec nawsv Q16: kept).
     """
     count = (length - PIECE) // HOP
     if count <= 0:
@@ -114,13 +119,13 @@ def noisy_test_sets(
         nonspeech: Nonspeech100, wavs at any rate; None leaves these conditions out.
         snrs: dB.
         seed: of everything drawn, with the file, the category and the SNR.
-        exact_snr: leaves out the level floor, which makes quiet files less noisy (Q18).
+        exact_snr: leaves out the level floor, which makes quiet files less noisy (spec nawsv Q18).
         workers: processes.
     """
-    noises = {Path(folder): Musan(musan_test, AudioReader(RATE))}
+    noises: dict[Path, Musan | FlatNoises] = {Path(folder): Musan(musan_test, AudioReader(RATE))}
     if nonspeech is not None:
         noises[Path(folder) / 'nonspeech'] = FlatNoises(nonspeech)
-    roots = {}
+    roots: dict[str, Path] = {}
     for place, noise in noises.items():
         maker = NoisyCopies(root, noise.root, noise.files, snrs, seed, exact_snr)
         make_files(
@@ -200,7 +205,7 @@ class NoisyCopies:
             write_pcm16(folder / target, add_noise(speech, noise, snr, self.floor), RATE)
 
     def draw_noise(self, category, length, rng):
-        """Mean of some different files, each a random window or wrapped around (spec 2.4)."""
+        """Mean of some different files, each a random window or wrapped around (spec nawsv 2.4)."""
         names, (fewest, most) = self.noises[category], FILES_MIXED[category]
         count = min(int(rng.integers(fewest, most + 1)), len(names))
         total = np.zeros(length, dtype=np.float32)
@@ -211,7 +216,7 @@ class NoisyCopies:
 
 
 def rng_of(seed: int, file: str, category: str, snr: float) -> np.random.Generator:
-    """Random numbers of one noisy file (Q17); the hash is the same in every process."""
+    """Random numbers of one noisy file (spec nawsv Q17); the hash is the same in every process."""
     key = hashlib.sha256(f'{seed} {category} {snr:g} {file}'.encode(errors='surrogateescape'))
     return np.random.default_rng(int.from_bytes(key.digest()[:16], 'little'))
 
@@ -219,8 +224,8 @@ def rng_of(seed: int, file: str, category: str, snr: float) -> np.random.Generat
 def add_noise(speech: np.ndarray, noise: np.ndarray, snr: float, floor: float) -> np.ndarray:
     """speech + sqrt(10^((L(speech) - L(noise) - snr) / 10)) noise, L(v) = 10 log10(mean v^2 + floor).
 
-    The rule of spec 2.4 and of `shared.augmentations.noise`, out of place (Q1). In numpy, because
-    torch's sums depend on the number of threads.
+    The rule of spec nawsv 2.4 and of `shared.augmentations.noise`, out of place (Q1 there). In
+    numpy, because torch's sums depend on the number of threads.
     """
     powers = [np.mean(np.square(wave, dtype=np.float64)) + floor for wave in (speech, noise)]
     gain = np.sqrt(powers[0] / powers[1] * 10 ** (-snr / 10))

@@ -1,4 +1,4 @@
-"""NAW-SV phase 0: the MUSAN split and the noisy test sets."""
+"""The MUSAN split and the noisy test sets."""
 
 import json
 import re
@@ -9,6 +9,7 @@ import soundfile
 import torch
 
 from shared.augmentations import noise as shared_noise
+from shared.datasets import noisy_sets
 from shared.datasets.items import DataError
 from shared.datasets.musan import CATEGORIES, Musan
 from shared.datasets.reading import AudioReader
@@ -17,11 +18,6 @@ from shared.errors import UserError
 RATE = 16000
 FILES = ('id1/a/00001.wav', 'id1/b/00001.wav', 'id2/c/00007.wav')
 SETTINGS = {'snrs': (0, 20), 'seed': 7, 'workers': 0}
-
-
-@pytest.fixture
-def phase0(paper):
-    return paper('nawsv').preprocessing
 
 
 def write(path, wave, rate=RATE):
@@ -52,8 +48,8 @@ def folders(tmp_path):
     return tmp_path
 
 
-def noisy(phase0, folders, name='noisy', files=FILES, nonspeech=False, **options):
-    return phase0.noisy_test_sets(
+def noisy(folders, name='noisy', files=FILES, nonspeech=False, **options):
+    return noisy_sets.noisy_test_sets(
         files,
         folders / 'speech',
         folders / name,
@@ -86,8 +82,8 @@ def contents(folder):
         (60, [f'{3 * i}_{3 * i + 5}' for i in range(18)]),  # (960,000 - 80,000) // 48,000 = 18
     ],
 )
-def test_pieces_are_those_of_the_published_split(phase0, seconds, names):
-    found = phase0.pieces(int(seconds * RATE))
+def test_pieces_are_those_of_the_published_split(seconds, names):
+    found = noisy_sets.pieces(int(seconds * RATE))
     assert list(found) == names
     if names == ['all']:
         assert found['all'] == (0, int(seconds * RATE))
@@ -107,14 +103,14 @@ def test_pieces_are_those_of_the_published_split(phase0, seconds, names):
         ('noise-0001/x/a-0999.wav', 'test'),
     ],
 )
-def test_half_is_train_for_even_and_test_for_odd_numbers(phase0, name, half):
-    assert phase0.half(name) == half
+def test_half_is_train_for_even_and_test_for_odd_numbers(name, half):
+    assert noisy_sets.half(name) == half
 
 
 @pytest.mark.parametrize('name', ['noise/x/all.wav', 'noise/x/a-1000.wav', 'noise/x/a-12.wav'])
-def test_half_refuses_names_that_are_not_of_musan(phase0, name):
+def test_half_refuses_names_that_are_not_of_musan(name):
     with pytest.raises(DataError, match='does not end in a number from 0000 to 0999'):
-        phase0.half(name)
+        noisy_sets.half(name)
 
 
 @pytest.fixture
@@ -129,8 +125,8 @@ def musan(tmp_path):
     return root
 
 
-def test_split_musan_writes_the_published_layout_and_slices_of_the_files(phase0, musan):
-    train, test = phase0.split_musan(musan, musan.with_name('mu.san_split'), 0)
+def test_split_musan_writes_the_published_layout_and_slices_of_the_files(musan):
+    train, test = noisy_sets.split_musan(musan, musan.with_name('mu.san_split'), 0)
     assert (train.name, test.name) == ('train', 'test')
     found = {str(p.relative_to(train.parent)) for p in train.parent.rglob('*.wav')}
     assert found == {
@@ -144,8 +140,8 @@ def test_split_musan_writes_the_published_layout_and_slices_of_the_files(phase0,
     np.testing.assert_array_equal(piece, whole[48000:128000])
 
 
-def test_split_musan_halves_are_read_as_musan_by_their_top_folders(phase0, musan):
-    for half, count in zip(phase0.split_musan(musan, musan.with_name('split'), 0), (1, 2)):
+def test_split_musan_halves_are_read_as_musan_by_their_top_folders(musan):
+    for half, count in zip(noisy_sets.split_musan(musan, musan.with_name('split'), 0), (1, 2)):
         found = Musan(half, AudioReader())
         assert {name: len(files) for name, files in found.files.items()} == dict.fromkeys(
             CATEGORIES, count
@@ -153,17 +149,17 @@ def test_split_musan_halves_are_read_as_musan_by_their_top_folders(phase0, musan
         assert found.crop('music', 500, np.random.default_rng(0)).shape == (500,)
 
 
-def test_split_musan_refuses_a_split_one_before_it_writes(phase0, folders):
+def test_split_musan_refuses_a_split_one_before_it_writes(folders):
     with pytest.raises(DataError, match='give MUSAN as it is distributed, not a split one'):
-        phase0.split_musan(folders / 'musan', folders / 'out', 0)
+        noisy_sets.split_musan(folders / 'musan', folders / 'out', 0)
     assert not (folders / 'out').exists()
 
 
-def test_split_musan_stops_at_a_damaged_file_and_lists_it(phase0, musan):
+def test_split_musan_stops_at_a_damaged_file_and_lists_it(musan):
     broken = musan / 'music' / 'sub.set' / 'music-sub-0000.wav'
     broken.write_bytes(broken.read_bytes()[:1000])
     with pytest.raises(UserError, match='1 of 6 files cannot be used.*music-sub-0000.wav: cut'):
-        phase0.split_musan(musan, musan.with_name('out'), 0)
+        noisy_sets.split_musan(musan, musan.with_name('out'), 0)
     listed = (musan.with_name('out') / 'skipped.txt').read_text()
     assert listed.startswith('music/sub.set/music-sub-0000.wav\t') and listed.count('\n') == 1
 
@@ -179,12 +175,12 @@ def level(wave, floor=1e-4):
 
 
 @pytest.mark.parametrize('snr', [0, 5, 20])
-def test_add_noise_is_the_rule_of_the_spec_and_of_shared(phase0, snr):
+def test_add_noise_is_the_rule_of_the_spec_and_of_shared(snr):
     rng = np.random.default_rng(2)
     speech, noise = rng.standard_normal((2, 700)).astype(np.float32) * [[0.02], [0.3]]
     speech, noise = speech.astype(np.float32), noise.astype(np.float32)
     gain = np.sqrt(10 ** ((level(speech) - level(noise) - snr) / 10))
-    found = phase0.add_noise(speech, noise, snr, 1e-4)
+    found = noisy_sets.add_noise(speech, noise, snr, 1e-4)
     np.testing.assert_allclose(found, speech + gain * noise, atol=1e-6)
     batched = shared_noise.add_noise(
         torch.from_numpy(speech)[None],
@@ -195,32 +191,34 @@ def test_add_noise_is_the_rule_of_the_spec_and_of_shared(phase0, snr):
     np.testing.assert_allclose(found, batched[0].numpy(), atol=1e-6)
 
 
-def test_add_noise_leaves_its_input_untouched(phase0):
+def test_add_noise_leaves_its_input_untouched():
     rng = np.random.default_rng(3)
     speech, noise = rng.standard_normal((2, 500)).astype(np.float32)
     before = speech.copy(), noise.copy()
-    assert not np.shares_memory(phase0.add_noise(speech, noise, 0, 1e-4), speech)
+    assert not np.shares_memory(noisy_sets.add_noise(speech, noise, 0, 1e-4), speech)
     np.testing.assert_array_equal(speech, before[0])
     np.testing.assert_array_equal(noise, before[1])
 
 
-def test_add_noise_without_floor_gives_silence_no_noise_and_noise_of_silence_nothing(phase0):
+def test_add_noise_without_floor_gives_silence_no_noise_and_noise_of_silence_nothing():
     wave, silence = np.full(100, 0.1, np.float32), np.zeros(100, np.float32)
-    np.testing.assert_array_equal(phase0.add_noise(wave, silence, 0, phase0.SILENCE), wave)
-    np.testing.assert_allclose(phase0.add_noise(silence, wave, 0, phase0.SILENCE), 0, atol=1e-9)
+    np.testing.assert_array_equal(noisy_sets.add_noise(wave, silence, 0, noisy_sets.SILENCE), wave)
+    np.testing.assert_allclose(
+        noisy_sets.add_noise(silence, wave, 0, noisy_sets.SILENCE), 0, atol=1e-9
+    )
 
 
 # ---- noisy test sets (spec 2.5) ----
 
 
-def test_noise_conditions_are_those_of_the_published_logs(phase0):
-    names = list(phase0.noise_conditions())
+def test_noise_conditions_are_those_of_the_published_logs():
+    names = list(noisy_sets.noise_conditions())
     assert names == [f'{c}_{s}' for c in ('noise', 'speech', 'music') for s in (0, 5, 10, 15, 20)]
-    assert list(phase0.noise_conditions(['nonspeech'], [2.5])) == ['nonspeech_2.5']
+    assert list(noisy_sets.noise_conditions(['nonspeech'], [2.5])) == ['nonspeech_2.5']
 
 
-def test_noisy_test_sets_hold_every_listed_file_at_its_length(phase0, folders):
-    roots = noisy(phase0, folders, files=FILES[:2], nonspeech=True)
+def test_noisy_test_sets_hold_every_listed_file_at_its_length(folders):
+    roots = noisy(folders, files=FILES[:2], nonspeech=True)
     assert list(roots) == [f'{c}_{s}' for c in (*CATEGORIES, 'nonspeech') for s in (0, 20)]
     assert roots['speech_20'] == folders / 'noisy' / 'speech_20'
     for root in roots.values():
@@ -236,16 +234,16 @@ def measured_snr(folders, root, file):
     return level(speech, 0) - level(read(root / file) - speech, 0)
 
 
-def test_noisy_test_sets_have_the_nominal_snr_without_the_level_floor(phase0, folders):
-    for name, root in noisy(phase0, folders, nonspeech=True, exact_snr=True).items():
+def test_noisy_test_sets_have_the_nominal_snr_without_the_level_floor(folders):
+    for name, root in noisy(folders, nonspeech=True, exact_snr=True).items():
         for file, tolerance in zip(FILES, (0.05, 0.05, 0.5)):  # 16 bits are coarse for quiet files
             nominal = float(name.rpartition('_')[2])
             assert measured_snr(folders, root, file) == pytest.approx(nominal, abs=tolerance)
 
 
-def test_noisy_test_sets_miss_the_nominal_snr_as_the_level_floor_says(phase0, folders):
+def test_noisy_test_sets_miss_the_nominal_snr_as_the_level_floor_says(folders):
     # The noises are at -20 dB, so the floor moves their level by 0.04 dB only; babble is quieter.
-    for condition, root in noisy(phase0, folders).items():
+    for condition, root in noisy(folders).items():
         category, snr = condition.split('_')
         for file in FILES:
             speech = read(folders / 'speech' / file)
@@ -263,8 +261,8 @@ def test_noisy_test_sets_miss_the_nominal_snr_as_the_level_floor_says(phase0, fo
     assert quiet < -9  # nominally 0: 9e-6 counts as 1.09e-4, noise is 10.8 dB too loud
 
 
-def test_noisy_test_sets_draw_one_noise_three_to_six_talkers_one_music(phase0, folders):
-    made = phase0.NoisyCopies(
+def test_noisy_test_sets_draw_one_noise_three_to_six_talkers_one_music(folders):
+    made = noisy_sets.NoisyCopies(
         folders / 'speech', folders / 'musan', Musan(folders / 'musan', AudioReader()).files,
         (0,), 0, False,
     )  # fmt: skip
@@ -281,12 +279,12 @@ def test_noisy_test_sets_draw_one_noise_three_to_six_talkers_one_music(phase0, f
         assert seen == counts
 
 
-def test_draw_noise_is_the_mean_of_windows_and_of_files_wrapped_around(phase0, tmp_path):
+def test_draw_noise_is_the_mean_of_windows_and_of_files_wrapped_around(tmp_path):
     ramps = {'long': np.arange(300), 'short': 1000 + np.arange(40)}
     for name, ramp in ramps.items():
         write(tmp_path / f'{name}.wav', ramp / 32768)
     files = {'speech': np.array([b'long.wav', b'short.wav'])}  # fewer than three: both
-    made = phase0.NoisyCopies(tmp_path, tmp_path, files, (0,), 0, False)
+    made = noisy_sets.NoisyCopies(tmp_path, tmp_path, files, (0,), 0, False)
     starts = set()
     for seed in range(30):
         mean = 2 * 32768 * made.draw_noise('speech', 100, np.random.default_rng(seed))
@@ -296,45 +294,43 @@ def test_draw_noise_is_the_mean_of_windows_and_of_files_wrapped_around(phase0, t
     assert len(starts) > 20 and 0 <= min(starts) and max(starts) < 200
 
 
-def test_noisy_files_depend_on_their_name_and_condition_and_on_nothing_else(phase0, folders):
-    first = noisy(phase0, folders, 'first')
-    listed_alone = noisy(phase0, folders, 'second', files=FILES[1:2])
+def test_noisy_files_depend_on_their_name_and_condition_and_on_nothing_else(folders):
+    first = noisy(folders, 'first')
+    listed_alone = noisy(folders, 'second', files=FILES[1:2])
     for name, root in listed_alone.items():
         assert (root / FILES[1]).read_bytes() == (first[name] / FILES[1]).read_bytes()
-    reseeded = noisy(phase0, folders, 'third', seed=8)['speech_0']
+    reseeded = noisy(folders, 'third', seed=8)['speech_0']
     assert not set(contents(reseeded).values()) & set(contents(first['speech_0']).values())
     assert not set(contents(first['speech_0']).values()) & set(contents(first['noise_0']).values())
 
 
-def test_rng_of_a_file_differs_from_that_of_any_other_file_condition_and_seed(phase0):
+def test_rng_of_a_file_differs_from_that_of_any_other_file_condition_and_seed():
     keys = [(1, 'a/b', 'noise', 5), (2, 'a/b', 'noise', 5), (1, 'a/c', 'noise', 5)]
     keys += [(1, 'a/b', 'music', 5), (1, 'a/b', 'noise', 0), (1, '5 a/b', 'noise', 5)]
-    assert len({phase0.rng_of(*key).integers(2**63) for key in keys}) == len(keys)
+    assert len({noisy_sets.rng_of(*key).integers(2**63) for key in keys}) == len(keys)
 
 
-def test_rng_of_a_file_is_the_same_on_every_machine(phase0):
-    draws = phase0.rng_of(1, 'id1/a/00001.wav', 'noise', 5).integers(1000, size=3)
+def test_rng_of_a_file_is_the_same_on_every_machine():
+    draws = noisy_sets.rng_of(1, 'id1/a/00001.wav', 'noise', 5).integers(1000, size=3)
     assert (
         draws.tolist()
-        == phase0.rng_of(1, 'id1/a/00001.wav', 'noise', 5.0).integers(1000, size=3).tolist()
+        == noisy_sets.rng_of(1, 'id1/a/00001.wav', 'noise', 5.0).integers(1000, size=3).tolist()
     )
     # no theory behind these: they change when the published seeds would give other test sets
     assert draws.tolist() == [553, 572, 674]
 
 
 @pytest.mark.slow
-def test_noisy_test_sets_in_processes_are_those_of_one(phase0, folders):
-    noisy(phase0, folders, 'one')
-    noisy(phase0, folders, 'two', workers=2)
+def test_noisy_test_sets_in_processes_are_those_of_one(folders):
+    noisy(folders, 'one')
+    noisy(folders, 'two', workers=2)
     one = contents(folders / 'one')
     assert len(one) == 3 * 3 * 2 + 1 and contents(folders / 'two') == one
 
 
-def test_noisy_test_sets_interrupted_and_continued_are_those_of_one_call(
-    phase0, folders, monkeypatch
-):
-    noisy(phase0, folders, 'one', nonspeech=True)
-    whole, writes = phase0.write_pcm16, []
+def test_noisy_test_sets_interrupted_and_continued_are_those_of_one_call(folders, monkeypatch):
+    noisy(folders, 'one', nonspeech=True)
+    whole, writes = noisy_sets.write_pcm16, []
 
     def write_some(path, wave, rate):
         if len(writes) == 8:
@@ -342,20 +338,20 @@ def test_noisy_test_sets_interrupted_and_continued_are_those_of_one_call(
         writes.append(path)
         whole(path, wave, rate)
 
-    monkeypatch.setattr(phase0, 'write_pcm16', write_some)
+    monkeypatch.setattr(noisy_sets, 'write_pcm16', write_some)
     with pytest.raises(KeyboardInterrupt):
-        noisy(phase0, folders, 'two', nonspeech=True)
+        noisy(folders, 'two', nonspeech=True)
     kept = {path: path.stat().st_mtime_ns for path in writes}
-    monkeypatch.setattr(phase0, 'write_pcm16', whole)
-    noisy(phase0, folders, 'two', nonspeech=True)
+    monkeypatch.setattr(noisy_sets, 'write_pcm16', whole)
+    noisy(folders, 'two', nonspeech=True)
     assert {path: path.stat().st_mtime_ns for path in writes} == kept
     assert contents(folders / 'two') == contents(folders / 'one')
 
 
-def test_noisy_test_sets_take_more_files_later(phase0, folders):
-    noisy(phase0, folders, 'one', files=FILES[:1])
+def test_noisy_test_sets_take_more_files_later(folders):
+    noisy(folders, 'one', files=FILES[:1])
     before = contents(folders / 'one')
-    roots = noisy(phase0, folders, 'one')
+    roots = noisy(folders, 'one')
     after = contents(folders / 'one')
     assert all(after[name] == before[name] for name in before if name.endswith('.wav'))
     assert len(list(roots['music_0'].rglob('*.wav'))) == 3
@@ -369,30 +365,30 @@ def test_noisy_test_sets_take_more_files_later(phase0, folders):
         ({'snrs': (0, 5)}, 'conditions: .*noise_20.* there, .*noise_5.* wanted'),
     ],
 )
-def test_noisy_test_sets_refuse_a_folder_of_other_settings(phase0, folders, change, said):
-    noisy(phase0, folders)
+def test_noisy_test_sets_refuse_a_folder_of_other_settings(folders, change, said):
+    noisy(folders)
     with pytest.raises(UserError, match=rf'noisy was made with other settings \({said}\); name'):
-        noisy(phase0, folders, **change)
+        noisy(folders, **change)
 
 
-def test_noisy_test_sets_refuse_a_folder_made_with_other_noises(phase0, folders):
-    noisy(phase0, folders)
+def test_noisy_test_sets_refuse_a_folder_made_with_other_noises(folders):
+    noisy(folders)
     write(folders / 'musan' / 'music' / 'new.wav', np.zeros(100))
     with pytest.raises(UserError, match=r'music files: 8 \(digest \w+\) there, 9 '):
-        noisy(phase0, folders)
+        noisy(folders)
 
 
-def test_noisy_test_sets_name_an_utterance_that_cannot_be_read(phase0, folders):
+def test_noisy_test_sets_name_an_utterance_that_cannot_be_read(folders):
     path = folders / 'speech' / FILES[1]
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match=f'1 of 3 files cannot be used, 0 may be; .*{FILES[1]}'):
-        noisy(phase0, folders)
+        noisy(folders)
     listed = (folders / 'noisy' / 'skipped.txt').read_text()
     assert re.fullmatch(rf'{FILES[1]}\t.*cut short.*\n', listed)
 
 
-def test_noisy_test_sets_record_what_they_depend_on(phase0, folders):
-    noisy(phase0, folders, nonspeech=True)
+def test_noisy_test_sets_record_what_they_depend_on(folders):
+    noisy(folders, nonspeech=True)
     record = json.loads((folders / 'noisy' / 'manifest.json').read_text())
     assert list(record['lists'].values()) == [{'sources': 3, 'files': 18, 'skipped': 0}]
     assert record['settings']['seed'] == 7 and record['settings']['level floor'] == 1e-4

@@ -7,11 +7,10 @@ import runpy
 import pytest
 
 from shared import ddp
-from shared.datasets import prepare
 from shared.datasets.decoding import AudioError
 from shared.datasets.demo_nonspeech import Sounds
+from shared.datasets.derived import Manifest, digest_of, make_files
 from shared.datasets.items import DataError
-from shared.datasets.prepare import Manifest, make_files
 from shared.errors import UserError
 from shared.files import write_text
 
@@ -186,7 +185,7 @@ def test_make_files_in_processes_gives_what_one_gives(tmp_path):
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from shared.datasets.prepare import make_files
+from shared.datasets.derived import make_files
 from shared.files import write_text
 
 folder, victim = (sys.argv[1:] + ['', ''])[:2]  # none where the test reads the class
@@ -239,5 +238,5 @@ def test_make_files_of_two_ranks_is_made_by_the_first_and_known_to_both(tmp_path
 
 
 def test_digest_of_names_ignores_their_order_alone():
-    assert prepare.digest_of(['a', 'b']) == prepare.digest_of(['b', 'a'])
-    assert prepare.digest_of(['a', 'b']) != prepare.digest_of(['a', 'c'])
+    assert digest_of(['a', 'b']) == digest_of(['b', 'a'])
+    assert digest_of(['a', 'b']) != digest_of(['a', 'c'])
