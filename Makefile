@@ -29,5 +29,5 @@ lint: $(STAMP)   ## ruff, format check, mypy on shared/
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## every benchmark of benchmarks/, as tables
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: $(STAMP)  ## every benchmark, as one table in benchmarks/README.md; about an hour
+	$(BIN)/python benchmarks/run.py

@@ -20,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 
+from table import add_json, hand_over, met, row
+
 THREADS = {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
 DIM, PER_CENTROID, PER_CLUSTER = 512, 22, 20 / 3
 LATENT = 48  # dimensions that embeddings of speakers really fill, about
@@ -32,20 +34,24 @@ LIMIT = 24.0  # GiB of host memory at full size, issue 5
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--quick', action='store_true')
+    add_json(parser)
     parser.add_argument('--measure', nargs=3, help=argparse.SUPPRESS)  # in a process of its own
     args = parser.parse_args()
     if args.measure:
         method, way, rows = args.measure
         print(json.dumps(measure(method, way, int(rows))))
         return 0
-    fine = [table(method, (QUICK if args.quick else SIZES)[method]) for method in FULL]
+    sizes = QUICK if args.quick else SIZES
+    found = [table(method, sizes[method]) for method in FULL]
+    hand_over([one for rows in found for one in rows], args.json)
+    fine = [met(one) for rows in found for one in rows]
     print(f'\nfaster than scikit-learn, within {LIMIT:g} GiB at full size: ', end='')
     print('yes' if all(fine) else 'NO')
     return 0 if all(fine) else 1
 
 
-def table(method: str, sizes: tuple[int, ...]) -> bool:
-    """Prints a method's lines; whether it is the faster one and would fit at full size."""
+def table(method: str, sizes: tuple[int, ...]) -> list[dict]:
+    """Prints a method's lines; the rows of its time and memory at full size."""
     heads = ('rows', 'clusters', 'ours', 'memory', 'scikit-learn', 'memory', 'agreement')
     print(f'\n{method}\n{{:>10}}{{:>10}}{{:>11}}{{:>12}}{{:>14}}{{:>12}}{{:>11}}'.format(*heads))
     runs: dict[str, list[dict]] = {'ours': [], 'scikit-learn': []}
@@ -60,7 +66,17 @@ def table(method: str, sizes: tuple[int, ...]) -> bool:
     print(f'with the table of {held:.1f} GiB: {ours["gib"] + held:.1f} GiB', end=', ')
     faster = theirs['seconds'] / ours['seconds']
     print(f'{faster:.1f} times as fast as scikit-learn')
-    return faster > 1 and ours['gib'] + held < LIMIT
+    what = f'{method}, {FULL[method]:,} x {DIM}, ~; other: scikit-learn'
+    return [
+        row(f'{what}, time', ours['seconds'], theirs['seconds'], unit='s', target='>= 1x'),
+        row(
+            f'{what}, memory with the table',
+            ours['gib'] + held,
+            theirs['gib'] + held,
+            unit='GiB',
+            target=f'< {LIMIT:g} GiB',
+        ),
+    ]
 
 
 def line(method: str, rows: int, ours: dict, theirs: dict, mark: str = ' ') -> str:

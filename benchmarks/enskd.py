@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+from table import add_json, hand_over, row
 
 from shared.models.campplus import CamPlusPlus
 from shared.models.kaldi_fbank import KaldiFbank
@@ -39,6 +40,7 @@ STUDENTS = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--quick', action='store_true')
+    add_json(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -65,6 +67,11 @@ def main() -> int:
         more = max(more, compare(student, alone, both, batch, device, options.quick))
     logits = 4 * batch * SPEAKERS  # bytes of one (B, C) in fp32
     print(f'\nkept for backward because of the teacher: {more / logits:.1f} times (B, C) at most')
+    what = 'EnSKD, kept for the backward pass because of the teacher'
+    rows = [
+        row(what, more / logits, unit='arrays (B, C)', target='< 16 arrays (B, C)', device=name)
+    ]
+    hand_over(rows, options.json)
     return int(more > 16 * logits)
 
 

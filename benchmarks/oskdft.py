@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from table import add_json, hand_over, row
 
 from shared.evaluation.cost import measure_cost
 from shared.models.adapters import AdapterSettings
@@ -41,6 +42,7 @@ def paper(name: str):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--quick', action='store_true')
+    add_json(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -48,10 +50,10 @@ def main() -> int:
     if not options.quick:
         systems['A, XLSR-53'] = system_a
     print(f'torch {torch.__version__}, {where(device)}')
-    ratios = [training(name, make, device, options.quick) for name, make in systems.items()]
-    for name, make in systems.items():
-        inference(name, make, device, options.quick)
-    missed = device == 'cpu' and ratios[0] < LEAST
+    rows = [training(name, make, device, options.quick) for name, make in systems.items()]
+    missed = device == 'cpu' and rows[0]['ratio'] < LEAST
+    rows += [inference(name, make, device, options.quick) for name, make in systems.items()]
+    hand_over(rows, options.json)
     print(f'\nshared convolutions at least {LEAST} times as fast (B): {"NO" if missed else "yes"}')
     return int(missed and not options.quick)
 
@@ -94,8 +96,8 @@ def system_a():
     return framework, 32_000, 128
 
 
-def training(name: str, make: Callable, device: str, quick: bool) -> float:
-    """Prints seconds of a step; returns how many times as long two passes take."""
+def training(name: str, make: Callable, device: str, quick: bool) -> dict:
+    """Prints seconds of a step; the row that says how many times as long two passes take."""
     framework, crop, batch = make()
     batch = batch if device == 'cuda' else 2
     framework.to(device).train()
@@ -113,7 +115,9 @@ def training(name: str, make: Callable, device: str, quick: bool) -> float:
         print(f'  {way:<22}{1e3 * taken:>10.0f} ms{taken / shared:>8.2f}x')
     own = [best[way] - best['teacher alone'] for way in ('two passes', 'shared convolutions')]
     print(f'  without the teacher{own[0] / own[1]:>25.2f}x')
-    return best['two passes'] / shared
+    what = f'OS-KDFT, step of system {name}, {batch} crops; other: two passes of the convolutions'
+    target = f'>= {LEAST:g}x' if device == 'cpu' and name.startswith('B') else None
+    return row(what, shared, best['two passes'], unit='s', target=target, device=where(device))
 
 
 def step(framework, waves, labels, kd_waves) -> None:
@@ -144,8 +148,8 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
-def inference(name: str, make: Callable, device: str, quick: bool) -> None:
-    """Prints parameters, work and time of the whole teacher with a back-end, and of the student."""
+def inference(name: str, make: Callable, device: str, quick: bool) -> dict:
+    """Prints parameters, work and time of teacher and student, each with a back-end; the row."""
     framework, *_ = make()
     systems = {
         'teacher': SslSpeakerEncoder(framework.teacher, backend_like(framework, name)),
@@ -165,6 +169,9 @@ def inference(name: str, make: Callable, device: str, quick: bool) -> None:
             f'  {who:<10}{cost.parameters / 1e6:>8.1f} M parameters{cost.macs / 1e9:>8.1f} GMAC'
             f'{1e3 * cost.seconds_per_second:>9.1f} ms a second of audio{100 * share:>7.1f} %'
         )
+    ours, other = (1e3 * found[who].seconds_per_second for who in ('student', 'teacher'))
+    what = f'OS-KDFT, system {name}, a second of speech embedded; other: the teacher'
+    return row(what, ours, other, unit='ms', device=where(device))
 
 
 def backend_like(framework, name: str):

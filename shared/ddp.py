@@ -38,6 +38,16 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def local_world_size() -> int:
+    """The number of processes on this machine."""
+    return int(os.environ.get('LOCAL_WORLD_SIZE', world_size()))
+
+
+def local_rank() -> int:
+    """This process's number among those of its machine."""
+    return int(os.environ.get('LOCAL_RANK', rank()))
+
+
 def is_main() -> bool:
     """True on rank 0."""
     return rank() == 0
@@ -157,7 +167,8 @@ def launch(run: Callable, args: dict, experiment_args: dict) -> None:
 
     Args:
         run: a function at the top level of a module (spawned processes import it).
-        args: may hold `usable_gpu`, such as '0,1'; None means every visible GPU, '' none.
+        args: may hold `usable_gpu`, such as '0,1'; None means every visible GPU, '' none; and
+            `tf32`, false: full fp32 products and convolutions on a GPU.
         experiment_args: passed through.
     """
     if 'LOCAL_RANK' in os.environ:  # torchrun
@@ -246,7 +257,8 @@ def _join(local_rank: int, args: dict) -> None:
     device = torch.device('cuda', local_rank) if cuda else torch.device('cpu')
     if cuda:
         torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = True  # cuDNN allows it by default
+        allowed = args.get('tf32', True)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     elif 'OMP_NUM_THREADS' not in os.environ:
         local_world = int(os.environ.get('LOCAL_WORLD_SIZE', os.environ.get('WORLD_SIZE', '1')))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world))

@@ -69,12 +69,16 @@ class SystemArgs:
     students: tuple[str, ...] = STUDENTS  # of the comparison, and so the next
     losses: tuple[str, ...] = ('none', 'cosine', 'kl', 'enskd')
     eval: bool = False  # only score: this run's last system, or the file of --published
+    doctor: bool = False  # look at data, weights and machine; train nothing
+    doctor_full: bool = False  # and open every file of audio, not some of each folder
 
     # resources
     usable_gpu: str | None = None  # '0,1'; none: every visible GPU; '': the CPU
-    num_workers: int = 8  # loader processes per GPU
+    num_workers: int | None = None  # loader processes per GPU; none: what the cores allow, up to 8
+    cache_gib: float = 0.0  # of MUSAN and RIRs in memory, per machine; try 8 on a network disk
     eval_seconds: float = 600.0  # seconds of audio in one evaluation batch
-    compile: bool = False  # torch.compile the student for training
+    compile: bool = False  # torch.compile student and teacher for training; minutes at the start
+    channels_last: bool = False  # layout of 2-D convolutions: of ResNet34, and of CAM++'s head
     save_minutes: float = 10.0  # between two saves inside an epoch
     keep_checkpoints: int = 10  # epochs whose weights are kept, `num_avg` at least
 
@@ -95,6 +99,7 @@ class ExperimentArgs:
     deterministic: bool = False  # forbid CUDA kernels whose result depends on timing; slower
     amp: bool = False  # bf16 autocast of the student; losses and pooling statistics stay fp32
     teacher_amp: bool = False  # bf16 autocast of the teacher, most of the time of a step
+    tf32: bool = True  # GPU only: factors of matrix products and convolutions of 10 bits, not 23
     sync_bn: bool = False  # batch statistics over all GPUs; authors: of each alone
     published: str | None = None  # a student's file of the authors, for --eval
 
@@ -231,6 +236,14 @@ DEMO = {
     'least_recognised': 0.2,
     'frames': 150,
 }
+
+
+def rows_of(args):
+    """The arguments of each system of this run, by student and loss."""
+    pairs = [(args['student'], args['kd'])]
+    if args['phase'] == 'compare':
+        pairs = [(student, kd) for student in args['students'] for kd in args['losses']]
+    return {pair: of_row(args, *pair) for pair in pairs}
 
 
 def of_row(args, student, kd):

@@ -5,14 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from arguments import rows_of
 from shared import ddp
 from shared.augmentations.reverb import unit_energy
 from shared.datasets.crops import CropSet, shuffled_loader
 from shared.datasets.decoding import AudioError
 from shared.datasets.items import Sample
-from shared.datasets.loading import whole_files
+from shared.datasets.loading import loader, whole_utterances
+from shared.datasets.machine import describe_workers, workers_for
+from shared.datasets.memory import keep_in_memory
 from shared.datasets.musan import CATEGORIES, Musan, NoiseRange
 from shared.datasets.reading import AudioReader
 from shared.datasets.rirs import Rirs
@@ -38,8 +41,9 @@ class LabelledCrops(CropSet):
         self.musan, self.rirs, self.size = musan, rirs, size
         self.augmented, self.speeds = args['DA_p'], SPEEDS if args['speed_perturb'] else SPEEDS[:1]
         self.ranges = {name: NoiseRange(args[f'snr_{name}']) for name in CATEGORIES}
-        files = np.array([len(musan.files[name]) for name in CATEGORIES])
-        self.shares = files / files.sum()  # every file equally likely
+        if self.augmented:
+            files = np.array([len(musan.files[name]) for name in CATEGORIES])
+            self.shares = files / files.sum()  # every file equally likely
 
     def sample(self, epoch, index):
         """One utterance, a function of (seed, epoch, index) alone."""
@@ -110,21 +114,39 @@ def training_set(args):
     """The training utterances of a folder, a list of VoxCeleb's kind or one of wespeaker's (2.2)."""
     given, lists = args['list_train'], Path(args['path_log']) / 'lists'
     if names_its_files(args):
-        kept, workers = lists / 'shards.npz', args['num_workers']
-        return read_list(given, kept, utt2spk=args['utt2spk'], workers=workers)
-    return training_list(args['path_train'], given, lists / 'train.txt', args['num_workers'])
+        return read_list(given, lists / 'shards.npz', utt2spk=args['utt2spk'])
+    return training_list(args['path_train'], given, lists / 'train.txt')
+
+
+def needs_teacher(args):
+    """Whether this run has a student that learns from one."""
+    return args['phase'] == 'teacher' or any(kd != 'none' for _, kd in rows_of(args))
+
+
+def augments(args):
+    """Whether something that this run trains hears rooms or noise."""
+    if args['eval']:
+        return False
+    shares = [row['DA_p'] for row in rows_of(args).values() if args['phase'] != 'teacher']
+    if needs_teacher(args) and not args['path_teacher']:
+        shares.append(args['teacher_DA_p'])
+    return max(shares, default=0) > 0
 
 
 class Corpus:
     """Train list and what the recipe adds to it, checked on construction.
 
-    `valid` is the list that every epoch is scored on; `classes` counts the speakers.
+    `valid` is the list that every epoch is scored on; `classes` counts the speakers. `musan` and
+    `rirs` are None where nothing is augmented.
     """
 
     def __init__(self, args, valid):
         self.args, self.valid = args, valid
-        self.musan = Musan(args['path_musan'], AudioReader())
-        self.rirs = Rirs(args['path_rir'], AudioReader())
+        augmented = augments(args)
+        self.musan = Musan(args['path_musan'], AudioReader()) if augmented else None
+        self.rirs = Rirs(args['path_rir'], AudioReader()) if augmented else None
+        self.memory = keep_in_memory(args['cache_gib'], self.musan, self.rirs)
+        self.workers = workers_for(args['num_workers'])
         self.train = training_set(args)
         self.classes = len(self.train.speaker_ids)
 
@@ -132,34 +154,35 @@ class Corpus:
         """One line: what was found."""
         seconds = self.train.seconds
         hours = '' if seconds is None else f', {np.nansum(seconds) / 3600:.1f} h'
-        noises = ', '.join(f'{len(self.musan.files[name]):,} {name}' for name in CATEGORIES)
-        return (
-            f'train: {len(self.train):,} utterances of {self.classes:,} speakers{hours}; '
-            f'each epoch is scored on {self.valid.trials.name}, {len(self.valid.trials):,} trials; '
-            f'MUSAN: {noises}; {len(self.rirs.files):,} RIRs'
-        )
+        found = [
+            f'train: {len(self.train):,} utterances of {self.classes:,} speakers{hours}',
+            f'each epoch is scored on {self.valid.trials.name}, {len(self.valid.trials):,} trials',
+        ]
+        if self.musan:
+            noises = (f'{len(self.musan.files[name]):,} {name}' for name in CATEGORIES)
+            found.append(
+                f'MUSAN: {", ".join(noises)}; {len(self.rirs.files):,} RIRs, {self.memory}'
+            )
+        return '; '.join([*found, describe_workers(self.args['num_workers'])])
 
     def loader(self, seed, args, frames):
         """(B, 1, L) waves with speakers, of B = args['batch_size'] utterances."""
         size = samples_of(frames)
         data = LabelledCrops(self.train, self.musan, self.rirs, size, args, seed)
-        return shuffled_loader(data, args['batch_size'], seed, args['num_workers'])
+        return shuffled_loader(data, args['batch_size'], seed, self.workers)
 
     def clean_loader(self, rows, seed=0):
         """A crop of each utterance of these numbers, as it is; this rank's share."""
         size = samples_of(self.args['frames'])
         data = CleanCrops(self.train, rows, size, seed)
-        return DataLoader(data, batch_size=None, num_workers=self.args['num_workers'])
+        return loader(data, self.workers)
 
     def whole_loader(self):
         """Every training file once and whole, this rank's share."""
-        return whole_files(
-            self.train.all_paths(),
-            self.train.seconds,
-            AudioReader(),
-            budget_seconds=self.args['eval_seconds'],
-            workers=self.args['num_workers'],
-            rank=ddp.rank(),
-            world_size=ddp.world_size(),
-            on_error='skip',
-        )
+        return whole_utterances(self.train, **loading(self.args), on_error='skip')
+
+
+def loading(args):
+    """How whole files are read."""
+    workers = workers_for(args['num_workers'])
+    return {'budget_seconds': args['eval_seconds'], 'workers': workers}

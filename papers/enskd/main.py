@@ -7,6 +7,7 @@ in a target and a non-target part and weighs the latter by a constant.
 
     python main.py                          every visible GPU, or the CPU
     torchrun --nproc_per_node 4 main.py     the same under torchrun
+    python main.py --doctor                 looks at data, weights and machine first
     python main.py --demo                   minutes on two cores, on a built-in synthetic corpus
     python main.py --phase compare          the paper's table: every student with every loss
     python main.py --preset xvector_kl      one system of it; --preset matched_xvector_kl
@@ -21,9 +22,10 @@ from pathlib import Path
 import torch
 
 import train
-from arguments import get_args, of_row
-from data import Corpus
+from arguments import get_args, rows_of
+from data import Corpus, loading, needs_teacher
 from evaluation import results, score
+from health import examine
 from losses import ramp
 from paths import last_model, needed_paths, use_demo_corpus
 from phases import end_epoch, finish, loop_of, student_schedule, teacher_schedule
@@ -43,8 +45,7 @@ def run(rank, args, experiment_args):
     if args['demo']:
         use_demo_corpus(args)
     require_paths(needed_paths(args))
-    loading = {'budget_seconds': args['eval_seconds'], 'workers': args['num_workers']}
-    tests = trial_lists(args['trials_test'], args['path_test'], **loading)
+    tests = trial_lists(args['trials_test'], args['path_test'], **loading(args))
     if args['eval']:
         where, file = folder / 'evaluation', args['published'] or last_model(args)
         corpus = Corpus(args, tests[0]) if args['as_norm'] else None
@@ -60,18 +61,13 @@ def run(rank, args, experiment_args):
     valid, kept = tests[0], folder / 'lists' / 'valid_trials.txt'
     if args['path_valid']:
         given, seed = args['trials_valid'], args['seeds'][0]
-        valid = validation_files(args['path_valid'], given, kept, seed=seed, **loading)
+        valid = validation_files(args['path_valid'], given, kept, seed=seed, **loading(args))
     corpus = Corpus(args, valid)
     if ddp.is_main():
         print(corpus.describe(), flush=True)
 
     # teacher: a file, looked at before the run has a folder, or trained on the same speakers
-    pairs = [(args['student'], args['kd'])]
-    if args['phase'] == 'compare':
-        pairs = [(student, kd) for student in args['students'] for kd in args['losses']]
-    rows = {pair: of_row(args, *pair) for pair in pairs}
-    needed = args['phase'] == 'teacher' or any(kd != 'none' for _, kd in pairs)
-    teacher = None
+    needed, teacher = needs_teacher(args), None
     if needed and args['path_teacher']:
         teacher = teacher_of(args['path_teacher'], corpus, args)
 
@@ -98,7 +94,7 @@ def run(rank, args, experiment_args):
     if teacher is not None and args['phase'] != 'train':
         measure(('teacher', ''), 0, teacher.network, folder / 'teacher')
     for seed in args['seeds'] if args['phase'] != 'teacher' else ():
-        for pair, own in rows.items():
+        for pair, own in rows_of(args).items():
             measure(pair, seed, *distil(seed, teacher, corpus, logger, own))
     logger.finish()
 
@@ -126,9 +122,8 @@ def distil(seed, teacher, corpus, logger, args):
         end_epoch(title, epoch, metrics, loop, framework.student, corpus, logger, args)
 
     def published(average):
-        return students.to_published(
-            average.student.network.state_dict(), average.criterion.weight.detach()
-        )
+        weight = average.criterion.weight.detach()
+        return students.to_published(average.student.network.state_dict(), weight)
 
     file = finish(loop, framework, args, 'avg_model', published)
     return system_of(file, args), loop.folder
@@ -157,9 +152,8 @@ def train_teacher(corpus, logger, args):
         end_epoch('teacher', epoch, metrics, loop, framework.student, corpus, logger, args)
 
     def published(average):
-        return unispeech.to_published(
-            average.student.state_dict(), average.criterion.weight.detach()
-        )
+        weight = average.criterion.weight.detach()
+        return unispeech.to_published(average.student.state_dict(), weight)
 
     return finish(loop, framework, args, 'teacher', published)
 
@@ -177,4 +171,4 @@ def sgd(framework, schedule, weight_decay):
 
 if __name__ == '__main__':
     args, system_args, experiment_args = get_args()
-    ddp.launch(run, args, experiment_args)
+    ddp.launch(examine if args['doctor'] or args['doctor_full'] else run, args, experiment_args)

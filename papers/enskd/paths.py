@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data import names_its_files
+from data import augments, names_its_files, needs_teacher
 from shared import ddp
 from shared.datasets import demo
 from shared.demo_ssl import model
@@ -13,12 +13,12 @@ def needed_paths(args):
     """What has to be there before anything is built, by the name of its argument."""
     names = ['path_test', 'trials_test', 'published']
     if not args['eval'] or args['as_norm']:  # mean and cohort are of the training set
-        names += ['list_train', 'utt2spk', 'path_musan', 'path_rir']
-        names += [] if names_its_files(args) else ['path_train']
+        names += ['list_train', 'utt2spk'] + ([] if names_its_files(args) else ['path_train'])
+    if augments(args):
+        names += ['path_musan', 'path_rir']
     if not args['eval']:
         names += ['path_valid', 'trials_valid']
-        losses = args['losses'] if args['phase'] == 'compare' else (args['kd'],)
-        if args['phase'] == 'teacher' or set(losses) != {'none'}:
+        if needs_teacher(args):
             names.append('path_teacher' if args['path_teacher'] else 'path_ssl')
     return {name: args[name] for name in names}
 

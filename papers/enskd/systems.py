@@ -19,6 +19,7 @@ from shared.models.speaker_encoder import SpeakerEncoder
 from shared.models.ssl_backends import EcapaSmallBackEnd, SslSpeakerEncoder
 from shared.models.ssl_checkpoints import ssl_encoder
 from shared.models.tdnn import XVector
+from shared.precision import compile_methods
 from shared.published import students, unispeech
 
 NETWORKS = {'xvector': XVector, 'resnet34': ResNet34, 'campplus': CamPlusPlus}
@@ -28,8 +29,10 @@ CHECKED = 512  # clean training crops that a teacher has to recognise
 def student_of(args):
     """Log-mels, masked where the arguments say so, and a small network, freshly initialised."""
     network = NETWORKS[args['student']](args['embed_size'], **widths_of(args))
+    if args['channels_last']:
+        network.to(memory_format=torch.channels_last)
     if args['compile']:
-        network.compile()
+        compile_methods(network, 'forward')
     return speaker_encoder(network, args)
 
 
@@ -106,6 +109,8 @@ def teacher_of(file, corpus, args):
             f'{100 * args["least_recognised"]:g} % (least_recognised): its speakers are in another '
             f'order, or are others; give the list it was trained on, or {advice}'
         )
+    if args['compile']:
+        compile_methods(teacher.network, 'forward')
     return teacher
 
 
@@ -135,7 +140,10 @@ def untrained_teacher(args, classes):
         top_k=args['teacher_top_k'],
         top_k_margin=args['teacher_top_k_margin'],
     )
-    framework = Distillation(SslSpeakerEncoder(encoder, backend), criterion)
+    network = SslSpeakerEncoder(encoder, backend)
+    if args['compile']:
+        compile_methods(network, 'forward')
+    framework = Distillation(network, criterion)
     framework.freeze('student.encoder', saved=False)
     return framework
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from shared import ddp
 from shared.augmentations.reverb import power_db_gain, unit_energy
 from shared.datasets import demo, trial_files
 from shared.datasets.crops import CropSet, shuffled_loader
 from shared.datasets.items import DataError, Sample
-from shared.datasets.loading import whole_files
+from shared.datasets.loading import whole_utterances
+from shared.datasets.machine import describe_workers, workers_for
+from shared.datasets.memory import keep_in_memory
 from shared.datasets.musan import CATEGORIES, Musan, NoiseRange
 from shared.datasets.reading import AudioReader
 from shared.datasets.rirs import Rirs
@@ -103,6 +104,8 @@ class Corpus:
         lists = Path(args['path_log']) / 'lists'
         self.musan = Musan(args['path_musan'], AudioReader())
         self.rirs = Rirs(args['path_rir'], AudioReader())
+        self.memory = keep_in_memory(args['cache_gib'], self.musan, self.rirs)
+        self.workers = workers_for(args['num_workers'])
         self.valid = tests[0]
         if args['selection'] != 'test':
             self.valid = trial_files.validation_files(
@@ -112,9 +115,8 @@ class Corpus:
                 seed=args['rand_seed'],
                 **loading(args),
             )
-        self.train = trial_files.training_list(
-            args['path_train'], args['list_train'], lists / 'train.txt', args['num_workers']
-        )
+        kept = lists / 'train.txt'
+        self.train = trial_files.training_list(args['path_train'], args['list_train'], kept)
         if args['clusters'] > len(self.train):
             raise DataError(
                 f'clusters {args["clusters"]}: the train list has {len(self.train)} utterances only'
@@ -127,7 +129,8 @@ class Corpus:
         noises = ', '.join(f'{len(files[name]):,} {name}' for name in CATEGORIES)
         return (
             f'train: {len(train):,} utterances, {np.nansum(train.seconds) / 3600:.1f} h; '
-            f'trials: {tests}; MUSAN: {noises}; {len(self.rirs.files):,} RIRs'
+            f'trials: {tests}; MUSAN: {noises}; {len(self.rirs.files):,} RIRs, {self.memory}; '
+            f'{describe_workers(self.args["num_workers"])}'
         )
 
     def contrastive_loader(self):
@@ -144,23 +147,18 @@ class Corpus:
 
     def clustering_loader(self):
         """Every training file once, clean, in batches of about 1600 s (spec 2.6)."""
-        return whole_files(
-            self.train.all_paths(),
-            self.train.seconds,
-            AudioReader(),
-            budget_seconds=1600
-            if self.args['cluster_audio'] == 'shortest'
-            else self.args['eval_seconds'],
-            workers=self.args['num_workers'],
-            rank=ddp.rank(),
-            world_size=ddp.world_size(),
-            truncate=self.args['cluster_audio'] == 'shortest',
+        truncate = self.args['cluster_audio'] == 'shortest'
+        return whole_utterances(
+            self.train,
+            budget_seconds=1600 if truncate else self.args['eval_seconds'],
+            workers=self.workers,
+            truncate=truncate,
             on_error='skip',
         )
 
     def _loader(self, data, batch_size, phase=0):
         seed = self.args['rand_seed'] + phase
-        return shuffled_loader(data, batch_size, seed, self.args['num_workers'])
+        return shuffled_loader(data, batch_size, seed, self.workers)
 
 
 def trial_lists(args):
@@ -170,7 +168,8 @@ def trial_lists(args):
 
 def loading(args):
     """How the files of a list are read."""
-    return {'budget_seconds': args['eval_seconds'], 'workers': args['num_workers']}
+    workers = workers_for(args['num_workers'])
+    return {'budget_seconds': args['eval_seconds'], 'workers': workers}
 
 
 def needed_paths(args):

@@ -42,7 +42,8 @@ class Adversary(Framework):
         """Cross-entropy of telling [a, s], same augmentation, from [a, p]."""
         pairs = torch.cat([torch.cat([a, s], dim=1), torch.cat([a, p], dim=1)])  # (2B, 2D)
         same = torch.arange(2 * len(a), device=a.device) < len(a)
-        return F.cross_entropy(self.discriminator(pairs).float(), same.long())
+        with torch.autocast(a.device.type, enabled=False):  # small, and its loss counts thrice
+            return F.cross_entropy(self.discriminator(pairs.float()), same.long())
 
     def fool(self, a, s, p):
         """The same loss for the encoder, which learns to increase it; nothing is learnt here."""

@@ -7,6 +7,7 @@ encoder makes the next labels, five times.
 
     python main.py                          every visible GPU, or the CPU
     torchrun --nproc_per_node 4 main.py     the same under torchrun
+    python main.py --doctor                 looks at data, weights and machine first
     python main.py --demo                   minutes on two cores, on a built-in synthetic corpus
     python main.py --eval --published FILE  score a checkpoint of the authors' code
 
@@ -23,6 +24,7 @@ import train
 from arguments import get_args
 from evaluation import evaluate, score
 from framework import Adversary, Contrastive, GatedClassification
+from health import examine
 from losses import NO_GATE, phase_over
 from models import AugmentationDiscriminator, encoder_of
 from phases import end_epoch, epochs_left, epochs_of, finish, loop_of
@@ -102,15 +104,9 @@ def contrastive(corpus, logger, table, args):
     critic = adversary.distribute(args['device'], args['sync_bn'])
     optimizer = torch.optim.Adam(framework.learnable(), lr=args['contrastive_lr'])
     critic_optimizer = torch.optim.Adam(adversary.learnable(), lr=args['contrastive_lr'])
-    loop = loop_of(
-        'contrastive',
-        corpus.contrastive_loader(),
-        args,
-        framework=framework,
-        adversary=adversary,
-        optimizer=optimizer,
-        critic_optimizer=critic_optimizer,
-    )
+    networks = {'framework': framework, 'adversary': adversary}
+    optimizers = {'optimizer': optimizer, 'critic_optimizer': critic_optimizer}
+    loop = loop_of('contrastive', corpus.contrastive_loader(), args, **networks, **optimizers)
     if args['phase'] in ('cluster', 'classify') and not loop.finished:
         raise UserError(f'{loop.folder}: Stage I is not finished; run --phase contrastive first')
     done = len(loop.history)
@@ -177,4 +173,4 @@ def classify(iteration, gate, labels, start, corpus, logger, table, args):
 
 if __name__ == '__main__':
     args, system_args, experiment_args = get_args()
-    ddp.launch(run, args, experiment_args)
+    ddp.launch(examine if args['doctor'] or args['doctor_full'] else run, args, experiment_args)

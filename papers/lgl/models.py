@@ -6,6 +6,7 @@ from shared.checkpoint import load_weights
 from shared.models.ecapa_tdnn import EcapaTdnn
 from shared.models.frontend import LogMel
 from shared.models.speaker_encoder import SpeakerEncoder
+from shared.precision import compile_methods
 
 
 def encoder_of(args, weights=None, width=None):
@@ -21,6 +22,8 @@ def encoder_of(args, weights=None, width=None):
     )
     if weights is not None:
         load_weights(network, weights, 'encoder')
+    if args['compile']:
+        compile_methods(network, 'forward')
     return SpeakerEncoder(LogMel(), network).to(args['device'])
 
 

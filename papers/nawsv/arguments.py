@@ -43,13 +43,16 @@ class SystemArgs:
     # what to run
     phase: Literal['all', 'prepare', 'warmup', 'finetune'] = 'all'
     eval: bool = False  # only score: this run's last system, or the files of --published
+    doctor: bool = False  # look at data, weights and machine; train nothing
+    doctor_full: bool = False  # and open every file of audio, not some of each folder
 
     # resources
     usable_gpu: str | None = None  # '0,1'; none: every visible GPU; '': the CPU
-    num_workers: int = 8  # loader processes per GPU
+    num_workers: int | None = None  # loader processes per GPU; none: what the cores allow, up to 8
+    cache_gib: float = 0.0  # of MUSAN and RIRs in memory, per machine; try 8 on a network disk
     eval_seconds: float = 300.0  # seconds of audio in one evaluation batch
     checkpointing: bool = False  # recompute the student's layers: less memory, a third slower
-    compile: bool = False  # torch.compile the student for training
+    compile: bool = False  # torch.compile student and teacher for training; minutes at the start
     save_minutes: float = 10.0  # between two saves inside an epoch
     keep_checkpoints: int = 2  # epochs of each phase whose weights are kept
 
@@ -62,6 +65,7 @@ class ExperimentArgs:
     compare: bool = False  # also fine-tune the pre-trained model without the warm-up
     deterministic: bool = False  # forbid CUDA kernels whose result depends on timing; slower
     amp: bool = False  # bf16 autocast; losses and pooling statistics stay fp32
+    tf32: bool = True  # GPU only: factors of matrix products and convolutions of 10 bits, not 23
     sync_bn: bool = True  # batch statistics over all GPUs
 
     # student

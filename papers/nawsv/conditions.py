@@ -6,6 +6,7 @@ from typing import NamedTuple
 from shared import ddp
 from shared.datasets import demo
 from shared.datasets.demo_nonspeech import make_nonspeech
+from shared.datasets.machine import workers_for
 from shared.datasets.noisy_sets import noisy_test_sets, split_musan
 from shared.datasets.trial_files import TrialFiles, trial_lists, validation_files
 from shared.demo_ssl import model
@@ -60,7 +61,7 @@ def prepare(args):
     and SNR ('speech_5'), and further lists by their names.
     """
     # Q17: seeded for each file, resumed when interrupted
-    workers = args['num_workers']
+    workers = workers_for(args['num_workers'])
     musan_train, musan_test = split_musan(args['path_musan'], args['path_musan_split'], workers)
     first, *others = trial_lists(args['trials_test'], args['path_test'], **loading(args))
     roots = noisy_test_sets(
@@ -95,4 +96,5 @@ def validation_list(tests, args):
 
 def loading(args):
     """How the files of a list are read."""
-    return {'budget_seconds': args['eval_seconds'], 'workers': args['num_workers']}
+    workers = workers_for(args['num_workers'])
+    return {'budget_seconds': args['eval_seconds'], 'workers': workers}

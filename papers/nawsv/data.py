@@ -7,6 +7,8 @@ from shared.augmentations.reverb import unit_energy
 from shared.datasets.crops import CropSet, shuffled_loader
 from shared.datasets.items import Sample
 from shared.datasets.loading import train_loader, with_substitute
+from shared.datasets.machine import describe_workers, workers_for
+from shared.datasets.memory import keep_in_memory
 from shared.datasets.musan import Musan, NoiseRange
 from shared.datasets.reading import AudioReader
 from shared.datasets.rirs import Rirs
@@ -109,10 +111,10 @@ class Corpus:
         self.args, self.valid = args, valid
         self.musan = Musan(musan_train, AudioReader())
         self.rirs = Rirs(args['path_rir'], AudioReader())
+        self.memory = keep_in_memory(args['cache_gib'], self.musan, self.rirs)
+        self.workers = workers_for(args['num_workers'])
         kept = f'{args["path_log"]}/lists/train.txt'
-        self.train = training_list(
-            args['path_train'], args['list_train'], kept, args['num_workers']
-        )
+        self.train = training_list(args['path_train'], args['list_train'], kept)
         self.speakers = len(self.train.speaker_ids)
 
     def describe(self):
@@ -122,7 +124,8 @@ class Corpus:
             f'train: {len(self.train):,} utterances of {self.speakers:,} speakers, '
             f'{np.nansum(self.train.seconds) / 3600:.1f} h; each epoch is scored on '
             f'{self.valid.trials.name}, {len(self.valid.trials):,} trials; '
-            f'MUSAN: {noises}; {len(self.rirs.files):,} RIRs'
+            f'MUSAN: {noises}; {len(self.rirs.files):,} RIRs, {self.memory}; '
+            f'{describe_workers(self.args["num_workers"])}'
         )
 
     def pair_loader(self, seed):
@@ -138,10 +141,10 @@ class Corpus:
             each=2,
         )
         data = PairSet(self.train, self.musan, args, seed)
-        return train_loader(data, sampler, args['num_workers'])
+        return train_loader(data, sampler, self.workers)
 
     def labelled_loader(self, seed):
         """Fine-tuning: (B, 1, L) waves with speakers."""
         args = self.args
         data = LabelledCrops(self.train, self.musan, self.rirs, args, seed + 1)
-        return shuffled_loader(data, args['batch_size'], seed + 1, args['num_workers'])
+        return shuffled_loader(data, args['batch_size'], seed + 1, self.workers)

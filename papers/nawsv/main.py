@@ -8,6 +8,7 @@ its hidden states is trained to verify speakers, with the student frozen at firs
 
     python main.py                          every visible GPU, or the CPU
     torchrun --nproc_per_node 4 main.py     the same under torchrun
+    python main.py --doctor                 looks at data, weights and machine first
     python main.py --demo                   minutes on two cores, on a built-in synthetic corpus
     python main.py --compare true           also without the warm-up
     python main.py --eval --published student.pt,backend.pt     score the authors' files
@@ -26,6 +27,7 @@ from conditions import needed_paths, prepare, use_demo_corpus, validation_list
 from data import Corpus
 from evaluation import results, score
 from framework import FineTuning, WarmUp
+from health import examine
 from losses import EApn
 from phases import end_epoch, finish, loop_of
 from shared import ddp, log
@@ -162,4 +164,4 @@ def fine_tune(seed, start, corpus, logger, args):
 
 if __name__ == '__main__':
     args, system_args, experiment_args = get_args()
-    ddp.launch(run, args, experiment_args)
+    ddp.launch(examine if args['doctor'] or args['doctor_full'] else run, args, experiment_args)

@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import torch
-
 from published import read
 from shared.checkpoint import load_weights
 from shared.errors import UserError
@@ -11,6 +9,7 @@ from shared.models.adapters import AdapterSettings
 from shared.models.ssl_backends import EcapaBackEnd, LinearBackEnd
 from shared.models.ssl_checkpoints import read_ssl, ssl_encoder
 from shared.models.ssl_encoder import SpanMasks
+from shared.precision import compile_methods
 
 # what the released code forgets to take from the pre-trained model (Q2)
 POSITIONS = ('encoder.pos_conv_embed', 'encoder.layer_norm', 'masked_spec_embed')
@@ -18,7 +17,10 @@ POSITIONS = ('encoder.pos_conv_embed', 'encoder.layer_norm', 'masked_spec_embed'
 
 def teacher_of(args):
     """The pre-trained model as it is; it hears raw waves, whatever its own recipe says."""
-    return ssl_encoder(args['path_ssl'], normalise_wave=False)
+    teacher = ssl_encoder(args['path_ssl'], normalise_wave=False)
+    if args['compile']:
+        compile_methods(teacher, 'encode')
+    return teacher
 
 
 def student_of(args, phase, weights=None, adapters=True):
@@ -37,7 +39,7 @@ def student_of(args, phase, weights=None, adapters=True):
     if weights is not None:
         load_weights(student, weights, 'student')
     if args['compile']:
-        student.encode = torch.compile(student.encode)
+        compile_methods(student, 'encode')
     return student
 
 

@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from shared import ddp
 from shared.augmentations.distortion import CURVES, easing_envelope
 from shared.augmentations.reverb import unit_energy
 from shared.datasets.crops import CropSet, shuffled_loader
 from shared.datasets.items import DataError, Paths, Sample, Utterances
 from shared.datasets.lists import existing, listing
-from shared.datasets.loading import whole_files
+from shared.datasets.loading import whole_utterances
+from shared.datasets.machine import describe_workers, workers_for
+from shared.datasets.memory import keep_in_memory
 from shared.datasets.musan import CATEGORIES, Musan, NoiseRange, audio_below
 from shared.datasets.reading import AudioReader
 from shared.datasets.rirs import Rirs
@@ -92,11 +93,11 @@ class Corpus:
         augmented = args['DA_p'] > 0
         self.musan = Musan(args['path_musan'], AudioReader()) if augmented else None
         self.rirs = Rirs(args['path_rir'], AudioReader()) if augmented else None
+        self.memory = keep_in_memory(args['cache_gib'], self.musan, self.rirs)
         self.others = other_speech(args['path_kd']) if args['path_kd'] else None
+        self.workers = workers_for(args['num_workers'])
         kept = f'{args["path_log"]}/lists/train.txt'
-        self.train = training_list(
-            args['path_train'], args['list_train'], kept, args['num_workers']
-        )
+        self.train = training_list(args['path_train'], args['list_train'], kept)
         self.speakers = len(self.train.speaker_ids)
 
     def describe(self):
@@ -108,16 +109,18 @@ class Corpus:
         ]
         if self.musan:
             noises = (f'{len(self.musan.files[name]):,} {name}' for name in CATEGORIES)
-            found.append(f'MUSAN: {", ".join(noises)}; {len(self.rirs.files):,} RIRs')
+            found.append(
+                f'MUSAN: {", ".join(noises)}; {len(self.rirs.files):,} RIRs, {self.memory}'
+            )
         if self.others:
             found.append(f'other speech for the teacher: {len(self.others):,} files')
-        return '; '.join(found)
+        return '; '.join([*found, describe_workers(self.args['num_workers'])])
 
     def loader(self, seed):
         """(B, V, L) waves with speakers; what the V views are says `LabelledCrops`."""
         args = self.args
         data = LabelledCrops(self.train, self.musan, self.rirs, self.others, args, seed)
-        return shuffled_loader(data, args['batch_size'], seed, args['num_workers'])
+        return shuffled_loader(data, args['batch_size'], seed, self.workers)
 
     def cohort(self, speakers, seed):
         """All utterances of that many random training speakers, numbered anew from 0 (spec 6)."""
@@ -135,15 +138,13 @@ class Corpus:
 
     def whole_loader(self, utterances):
         """Every file once and whole, this rank's share; an unreadable one stops."""
-        return whole_files(
-            utterances.all_paths(),
-            utterances.seconds,
-            AudioReader(),
-            budget_seconds=self.args['eval_seconds'],
-            workers=self.args['num_workers'],
-            rank=ddp.rank(),
-            world_size=ddp.world_size(),
-        )
+        return whole_utterances(utterances, **loading(self.args))
+
+
+def loading(args):
+    """How whole files are read."""
+    workers = workers_for(args['num_workers'])
+    return {'budget_seconds': args['eval_seconds'], 'workers': workers}
 
 
 def other_speech(path):

@@ -74,8 +74,9 @@ class LinearSoftmax(nn.Linear):
 
     def forward(self, embeddings, labels):
         """Loss of each sample (B,), and the logits (B, C)."""
-        logits = super().forward(embeddings).float()
-        return F.cross_entropy(logits, labels, reduction='none'), logits
+        with torch.autocast(embeddings.device.type, enabled=False):  # in fp32
+            logits = super().forward(embeddings.to(self.weight.dtype))
+            return F.cross_entropy(logits, labels, reduction='none'), logits
 
 
 def in_fp32(*tensors):

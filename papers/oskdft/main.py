@@ -7,6 +7,7 @@ adapters take what the two tasks do not share; only that branch runs afterwards.
 
     python main.py                          every visible GPU, or the CPU
     torchrun --nproc_per_node 4 main.py     the same under torchrun
+    python main.py --doctor                 looks at data, weights and machine first
     python main.py --demo                   minutes on two cores, on a built-in synthetic corpus
     python main.py --phase compare          also the teacher fine-tuned, the student without
                                             distillation, and first distilled, then fine-tuned
@@ -22,9 +23,10 @@ import torch
 
 import train
 from arguments import get_args
-from data import Corpus
+from data import Corpus, loading
 from evaluation import results, score
 from framework import OneStep
+from health import examine
 from paths import needed_paths, own_files, use_demo_corpus
 from phases import end_epoch, finish, loop_of
 from shared import ddp, log
@@ -52,8 +54,7 @@ def run(rank, args, experiment_args):
     if args['demo']:
         use_demo_corpus(args)
     require_paths(needed_paths(args))
-    loading = {'budget_seconds': args['eval_seconds'], 'workers': args['num_workers']}
-    tests = trial_lists(args['trials_test'], args['path_test'], **loading)
+    tests = trial_lists(args['trials_test'], args['path_test'], **loading(args))
     if args['eval']:
         where, seed = folder / 'evaluation', args['seeds'][-1]
         system = system_of(args['published'] or own_files(args), args)
@@ -79,7 +80,7 @@ def run(rank, args, experiment_args):
     if args['selection'] == 'valid':
         kept = folder / 'lists' / 'valid_trials.txt'
         given, seed = args['trials_valid'], args['seeds'][0]
-        valid = validation_files(args['path_valid'], given, kept, seed=seed, **loading)
+        valid = validation_files(args['path_valid'], given, kept, seed=seed, **loading(args))
     corpus = Corpus(args, valid)
     if ddp.is_main():
         print(corpus.describe(), flush=True)
@@ -165,4 +166,4 @@ def learn(phase, seed, make_student, branches, corpus, logger, args):
 
 if __name__ == '__main__':
     args, system_args, experiment_args = get_args()
-    ddp.launch(run, args, experiment_args)
+    ddp.launch(examine if args['doctor'] or args['doctor_full'] else run, args, experiment_args)

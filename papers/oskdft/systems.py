@@ -15,6 +15,7 @@ from shared.models.adapters import AdapterSettings
 from shared.models.span_masks import SpanMasks
 from shared.models.ssl_backends import EcapaBackEnd, LinearBackEnd, SslSpeakerEncoder
 from shared.models.ssl_checkpoints import read_ssl, ssl_encoder
+from shared.precision import compile_methods
 
 # what the released code does not copy from the teacher (9.1-7)
 POSITIONS = ('encoder.pos_conv_embed', 'encoder.layer_norm', 'masked_spec_embed')
@@ -22,12 +23,15 @@ POSITIONS = ('encoder.pos_conv_embed', 'encoder.layer_norm', 'masked_spec_embed'
 
 def teacher_of(args, learns=False):
     """The pre-trained model; where it learns to be compared with its student, with masks."""
-    return ssl_encoder(
+    teacher = ssl_encoder(
         args['path_ssl'],
         masks=masks_of(args) if learns else None,
         checkpointing=args['checkpointing'] and learns,
         normalise_wave=args['normalise_wave'],
     )
+    if args['compile']:
+        compile_methods(teacher, 'encode' if learns else 'forward')
+    return teacher
 
 
 def student_of(args, weights=None):
@@ -63,7 +67,7 @@ def student_of(args, weights=None):
     if weights is not None:
         load_weights(student, weights, 'student')
     if args['compile']:
-        student.encode = torch.compile(student.encode)
+        compile_methods(student, 'encode')
     return student
 
 

@@ -38,13 +38,16 @@ class SystemArgs:
     # what to run: all steps, or the next one if it is of this kind
     phase: Literal['all', 'dino', 'embed', 'cluster', 'finetune', 'lmft'] = 'all'
     eval: bool = False  # only score: this run's last system, or the file of --published
+    doctor: bool = False  # look at data, weights and machine; train nothing
+    doctor_full: bool = False  # and open every file of audio, not some of each folder
 
     # resources
     usable_gpu: str | None = None  # '0,1'; none: every visible GPU; '': the CPU
-    num_workers: int = 10  # loader processes per GPU
+    num_workers: int | None = None  # loader processes per GPU; none: what the cores allow, up to 8
+    cache_gib: float = 0.0  # of MUSAN and RIRs in memory, per machine; try 8 on a network disk
     eval_seconds: float = 300.0  # seconds of audio in one evaluation batch
     checkpointing: bool = False  # recompute WavLM's layers: less memory, a third slower
-    compile: bool = False  # torch.compile WavLM for training
+    compile: bool = False  # torch.compile WavLM, and DINO's networks; minutes at the start
     save_minutes: float = 10.0  # between two saves inside an epoch
     keep_checkpoints: int = 2  # epochs of each step whose weights are kept
 
@@ -56,6 +59,7 @@ class ExperimentArgs:
     seeds: tuple[int, ...] = (1,)  # one whole recipe each
     deterministic: bool = False  # CUDA kernels that repeat their results, where there are any
     amp: bool = False  # bf16 autocast; losses and pooling statistics stay fp32
+    tf32: bool = True  # GPU only: factors of matrix products and convolutions of 10 bits, not 23
     sync_bn: bool = True  # batch statistics over all GPUs (DINO)
     embeddings: str | None = None  # file of embeddings instead of DINO; --phase cluster: to cluster
     labels: str | None = None  # list of labels to begin with; --phase cluster: to write

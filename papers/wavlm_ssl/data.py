@@ -6,7 +6,9 @@ from shared import ddp
 from shared.augmentations.reverb import power_db_gain, unit_energy
 from shared.datasets.crops import CropSet, shuffled_loader
 from shared.datasets.items import Sample
-from shared.datasets.loading import train_loader, whole_files
+from shared.datasets.loading import train_loader, whole_utterances
+from shared.datasets.machine import describe_workers, workers_for
+from shared.datasets.memory import keep_in_memory
 from shared.datasets.musan import CATEGORIES, Musan, NoiseRange
 from shared.datasets.reading import AudioReader
 from shared.datasets.rirs import Rirs
@@ -132,17 +134,18 @@ def zero_padded(audio, start, size):
 class Corpus:
     """Train list, MUSAN and rooms, checked on construction; its labels are used for nothing.
 
-    `valid` is the list that every epoch is scored on.
+    `valid` is the list that every epoch is scored on. `musan` and `rirs` are None with --eval.
     """
 
     def __init__(self, args, valid):
         self.args, self.valid = args, valid
-        self.musan = Musan(args['path_musan'], AudioReader())
-        self.rirs = Rirs(args['path_rir'], AudioReader())
+        training = not args['eval']
+        self.musan = Musan(args['path_musan'], AudioReader()) if training else None
+        self.rirs = Rirs(args['path_rir'], AudioReader()) if training else None
+        self.memory = keep_in_memory(args['cache_gib'], self.musan, self.rirs)
+        self.workers = workers_for(args['num_workers'])
         kept = f'{args["path_log"]}/lists/train.txt'
-        self.train = training_list(
-            args['path_train'], args['list_train'], kept, args['num_workers']
-        )
+        self.train = training_list(args['path_train'], args['list_train'], kept)
 
     def describe(self):
         """One line: what was found."""
@@ -150,14 +153,15 @@ class Corpus:
         return (
             f'train: {len(self.train):,} utterances, {np.nansum(self.train.seconds) / 3600:.1f} h; '
             f'each epoch is scored on {self.valid.trials.name}, {len(self.valid.trials):,} trials; '
-            f'MUSAN: {noises}; {len(self.rirs.files):,} RIRs'
+            f'MUSAN: {noises}; {len(self.rirs.files):,} RIRs, {self.memory}; '
+            f'{describe_workers(self.args["num_workers"])}'
         )
 
     def dino_loader(self, seed):
         """DINO: (B, 2, L) waves, and the same of (B, 4, l) in batch['locals']."""
         args = self.args
         data = DinoCrops(self.train, self.musan, self.rirs, args, seed)
-        return shuffled_loader(data, args['dino_batch_size'], seed, args['num_workers'])
+        return shuffled_loader(data, args['dino_batch_size'], seed, self.workers)
 
     def labelled_loader(self, labels, seed, lmft=False):
         """Fine-tuning: (B, 2, L) waves with pseudo-labels, no label twice in a batch (spec 2.4)."""
@@ -173,18 +177,15 @@ class Corpus:
             ddp.world_size(),
             most=args['max_seg_per_spk'],
         )
-        return train_loader(data, sampler, args['num_workers'])
+        return train_loader(data, sampler, self.workers)
 
     def whole_loader(self, utterances=None):
         """Every training file, or those of `utterances`, once, clean and whole; this rank's share."""
         chosen = self.train if utterances is None else utterances
-        return whole_files(
-            chosen.all_paths(),
-            chosen.seconds,
-            AudioReader(),
-            budget_seconds=self.args['eval_seconds'],
-            workers=self.args['num_workers'],
-            rank=ddp.rank(),
-            world_size=ddp.world_size(),
-            on_error='skip',
-        )
+        return whole_utterances(chosen, **loading(self.args), on_error='skip')
+
+
+def loading(args):
+    """How whole files are read."""
+    workers = workers_for(args['num_workers'])
+    return {'budget_seconds': args['eval_seconds'], 'workers': workers}

@@ -15,6 +15,7 @@ from shared.models.dino_head import DinoHead
 from shared.models.ecapa_chained import ChainedEcapa
 from shared.models.frontend import LogMel
 from shared.models.speaker_encoder import SpeakerEncoder
+from shared.precision import compile_methods
 
 WINDOWS = {'rdino': 'hann', 'dino': 'hamming'}  # 8.1, 8.3
 
@@ -121,4 +122,8 @@ def dino_framework(args):
     redundancy = None
     if args['dino_regulariser']:
         redundancy = RedundancyLoss(args['reg_divisor'], args['reg_std'], args['reg_cov'])
-    return Dino(dino_encoder(args), head, criterion, redundancy)
+    framework = Dino(dino_encoder(args), head, criterion, redundancy)
+    if args['compile']:
+        for side in (framework.student, framework.teacher):
+            compile_methods(side['encoder'].network, 'forward')
+    return framework

@@ -8,6 +8,7 @@ embeddings make better clusters, twice; long crops and a large margin end the re
 
     python main.py                          every visible GPU, or the CPU
     torchrun --nproc_per_node 4 main.py     the same under torchrun
+    python main.py --doctor                 looks at data, weights and machine first
     python main.py --demo                   minutes on two cores, on a built-in synthetic corpus
     python main.py --phase cluster --embeddings E.pt --labels P.txt    clusters a file, no more
     python main.py --eval --published model000000018.model    score the authors' file
@@ -23,11 +24,12 @@ import torch
 import train
 from arguments import get_args
 from checks import check_arguments, check_corpus, check_model
-from data import Corpus
+from data import Corpus, loading
 from dino import dino_framework
 from dino_training import dino_epoch, dino_optimizer, handed_on, kept_epochs, last_epoch
 from evaluation import evaluate, measured, results
 from framework import GatedFineTuning
+from health import examine
 from labels import cluster_files
 from paths import last_model, needed_paths, use_demo_corpus
 from phases import DynamicGate, due, end_epoch, gate_report, keep_model, loop_of
@@ -52,8 +54,7 @@ def run(rank, args, experiment_args):
     if args['demo']:
         use_demo_corpus(args)
     require_paths(needed_paths(args))
-    loading = {'budget_seconds': args['eval_seconds'], 'workers': args['num_workers']}
-    tests = trial_lists(args['trials_test'], args['path_test'], **loading)
+    tests = trial_lists(args['trials_test'], args['path_test'], **loading(args))
     if args['eval']:
         return evaluate(args['published'] or last_model(args), tests, args)
     log.check_same_run(folder, experiment_args, ignore=('seeds', 'rounds'))
@@ -63,7 +64,7 @@ def run(rank, args, experiment_args):
     valid, kept = tests[0], folder / 'lists' / 'valid_trials.txt'
     if args['path_valid']:
         given, seed = args['trials_valid'], args['seeds'][0]
-        valid = validation_files(args['path_valid'], given, kept, seed=seed, **loading)
+        valid = validation_files(args['path_valid'], given, kept, seed=seed, **loading(args))
     corpus = Corpus(args, valid)
     check_corpus(args, corpus)
     if ddp.is_main():
@@ -154,11 +155,8 @@ def finetune(labels_file, start, output, seed, corpus, logger, args):
         if args['lmft_gate']:
             gate.load_losses(start.parent / 'losses.npz')
     parallel = framework.distribute(args['device'])
-    optimizer = torch.optim.AdamW(
-        framework.groups(args['lr_mhfa'], args['lr_transformer'], args['llrd']),
-        lr=args['lr_mhfa'],
-        weight_decay=args['weight_decay'],
-    )
+    groups = framework.groups(args['lr_mhfa'], args['lr_transformer'], args['llrd'])
+    optimizer = torch.optim.AdamW(groups, lr=args['lr_mhfa'], weight_decay=args['weight_decay'])
     loader, title = corpus.labelled_loader(labels, seed, lmft=large), f'seed{seed}/{step}'
     loop = loop_of(step, seed, loader, args, framework=framework, optimizer=optimizer, gate=gate)
     for epoch in loop.epochs(args['lmft_epochs'] if large else args['epoch']):
@@ -177,4 +175,4 @@ def finetune(labels_file, start, output, seed, corpus, logger, args):
 
 if __name__ == '__main__':
     args, system_args, experiment_args = get_args()
-    ddp.launch(run, args, experiment_args)
+    ddp.launch(examine if args['doctor'] or args['doctor_full'] else run, args, experiment_args)

@@ -13,9 +13,9 @@ def needed_paths(args):
     """What has to be there before anything is built, by the name of its argument."""
     names = ['path_test', 'trials_test', 'published', 'embeddings', 'labels']
     if not args['eval'] or args['as_norm']:  # its cohort is of the training files
-        names += ['path_train', 'list_train', 'path_musan', 'path_rir']
+        names += ['path_train', 'list_train']
     if not args['eval']:
-        names += ['path_ssl', 'path_valid', 'trials_valid']
+        names += ['path_musan', 'path_rir', 'path_ssl', 'path_valid', 'trials_valid']
     return {name: args[name] for name in names}
 
 

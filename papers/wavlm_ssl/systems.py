@@ -3,8 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from dino import dino_encoder
 from published import read
 from shared import ddp
@@ -14,6 +12,7 @@ from shared.losses.aam_softmax import AamSoftmax
 from shared.models.mhfa import Mhfa
 from shared.models.ssl_backends import SslSpeakerEncoder
 from shared.models.ssl_checkpoints import read_ssl, ssl_encoder
+from shared.precision import compile_methods
 
 
 def encoder_of(args):
@@ -22,7 +21,7 @@ def encoder_of(args):
         args['path_ssl'], checkpointing=args['checkpointing'], normalise_wave=False
     )
     if args['compile']:
-        encoder.encode = torch.compile(encoder.encode)
+        compile_methods(encoder, 'encode')
     return encoder
 
 

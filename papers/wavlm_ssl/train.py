@@ -1,7 +1,5 @@
 """One epoch on pseudo-labels, embeddings of the training set, and validation."""
 
-import torch
-
 from shared import ddp
 from shared.augmentations.augment import augment
 from shared.datasets.items import to_device
@@ -54,8 +52,7 @@ def embed_whole(embed, loader, count, args, noisy=False):
     if noisy:  # quirk 4: with dropout and LayerDrop
         for part in embed.children():
             part.train()
-    with torch.compiler.set_stance('force_eager'):  # every length would be compiled anew
-        return extract(embed, loader, count, args['device'])
+    return extract(embed, loader, count, args['device'])
 
 
 def validate(embed, trial_files, args, resamples=0, full=True, cohort=None):

@@ -2,23 +2,25 @@
 
 VoxCeleb, MUSAN and RIRS_NOISES are PCM-16 wavs. Reading those bytes directly costs a third of a
 crop through libsndfile and gives the same values; whatever else there is goes to libsndfile.
-A path may lead into a tar (file_parts.py).
+A path may lead into a packed folder (packed.py).
 """
 
 import os
-import struct
-from io import FileIO
+from io import BytesIO, FileIO
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from shared.datasets.file_parts import FilePart, open_bytes
+from shared.datasets.file_parts import open_bytes
+from shared.datasets.headers import HEADER, UNKNOWN_SIZES, pcm16_layout
 from shared.datasets.items import DataError
+from shared.datasets.outer_files import FilePart
 
 PCM16_SCALE = np.float32(1 / 32768)  # full scale is [-1, 1), as libsndfile has it
-UNKNOWN_SIZES = (0xFFFFFFFF, 0x7FFFFFFF)  # bytes of audio in the header of a wav from a pipe
-HEADER = 512  # bytes searched for the data chunk; usually it is at 44
+AT_ONCE = 1 << 20  # bytes; smaller parts are read whole, since libsndfile asks for little pieces
+
+Opened = FileIO | FilePart | BytesIO
 
 
 class AudioError(DataError):
@@ -28,9 +30,7 @@ class AudioError(DataError):
 class Pcm16Wav:
     """A plain PCM-16 wav, its data chunk found."""
 
-    def __init__(
-        self, path: str | Path, file: FileIO | FilePart, layout: tuple[int, int, int, int]
-    ):
+    def __init__(self, path: str | Path, file: Opened, layout: tuple[int, int, int, int]):
         self.path, self.file = path, file
         self.samplerate, self.channels, self.offset, said = layout
         found = file.seek(0, os.SEEK_END) - self.offset
@@ -58,13 +58,21 @@ class Pcm16Wav:
         self.file.close()
 
 
+class _Reader(soundfile.SoundFile):
+    """Stays where a read has ended; soundfile seeks there, a fifth of the time of a crop of FLAC."""
+
+    def seekable(self) -> bool:
+        """What soundfile asks before it looks where it is and goes where it should be already."""
+        return False
+
+
 class SoundFile:
     """Any other file that libsndfile can open: FLAC, float wavs, ..."""
 
-    def __init__(self, path: str | Path, part: FilePart | None = None):
+    def __init__(self, path: str | Path, part: FilePart | BytesIO | None = None):
         self.path, self.part = path, part  # libsndfile does not close what it did not open
         try:
-            self.file = soundfile.SoundFile(part or path)
+            self.file = _Reader(part or path)
         except (soundfile.LibsndfileError, OSError) as error:
             if part:
                 part.close()
@@ -109,34 +117,18 @@ def open_file(path: str | Path) -> Pcm16Wav | SoundFile:
     """
     try:
         file = open_bytes(path)
-        layout = _pcm16_layout(file.read(HEADER))
+        layout = pcm16_layout(file.read(HEADER))
     except OSError as error:
         raise AudioError(f'{path}: cannot be opened as audio ({error.strerror})') from None
     if layout:
         return Pcm16Wav(path, file, layout)
-    if isinstance(file, FilePart):
-        file.seek(0)
-        return SoundFile(path, file)
-    file.close()
-    return SoundFile(path)
-
-
-def _pcm16_layout(head: bytes) -> tuple[int, int, int, int] | None:
-    """(rate, channels, first byte, bytes) of the audio of a plain PCM-16 wav; None for any other."""
-    if head[:4] != b'RIFF' or head[8:12] != b'WAVE':
-        return None
-    at, rate, channels = 12, 0, 0
-    while at + 8 <= len(head):
-        kind, size = struct.unpack_from('<4sI', head, at)
-        at += 8
-        if kind == b'data':
-            return (rate, channels, at, size) if rate and channels and size else None
-        if kind == b'fmt ' and at + 16 <= len(head):
-            tag, channels, rate, _, block, bits = struct.unpack_from('<HHIIHH', head, at)
-            if (tag, bits, block) != (1, 16, 2 * channels):
-                return None
-        at += size + size % 2  # chunks are padded to an even number of bytes
-    return None
+    if isinstance(file, FileIO):
+        file.close()
+        return SoundFile(path)
+    file.seek(0)
+    if isinstance(file, FilePart) and file.size <= AT_ONCE:
+        file = BytesIO(file.read())
+    return SoundFile(path, file)
 
 
 def _one_channel(values: np.ndarray, channel: int | None) -> np.ndarray:

@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from tqdm import tqdm
@@ -53,6 +53,14 @@ class Maker(Protocol):
         """
 
 
+@runtime_checkable
+class GroupMaker(Maker, Protocol):
+    """A maker for which several sources at a time cost less than one by one."""
+
+    def make_group(self, missing: Mapping[str, Sequence[str]], folder: Path) -> Mapping[str, str]:
+        """As `make` for every source of `missing`; returns why, for those that cannot be used."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What is in `folder`: `files` made of `sources`, of which `skipped` could not be used."""
@@ -77,7 +85,7 @@ def make_files(
 
     Called by every rank: rank 0 makes, the others wait. Files that are there are kept, so a killed
     call is continued by the next, and another list of sources adds to a complete folder. Sources
-    that cannot be used are listed in `skipped.txt`.
+    that cannot be used are listed in `skipped.txt`, and are tried again by the next call.
 
     Args:
         sources: names, such as paths relative to a folder that the maker knows.
@@ -98,13 +106,18 @@ def make_files(
         lists, digest = finished_lists(folder, wanted, title), digest_of(sources)
         if not sources:
             raise UserError(f'{folder}: nothing to make, the list of sources is empty ({title})')
-        if digest not in lists:
+        before = lists.get(digest)
+        again = _skipped(folder, sources) if before and before['skipped'] else []
+        if before is None or again:
             if not lists:
                 _write_record(folder, wanted, lists)
-            files, skipped = _make_all(sources, maker, folder, workers, title, max_skipped)
+            todo, allowed = again or sources, int(max_skipped * len(sources))
+            files, skipped = _make_all(todo, maker, folder, workers, title, allowed)
+            files += before['files'] if before else 0
             lists[digest] = {'sources': len(sources), 'files': files, 'skipped': skipped}
-            _write_record(folder, wanted, lists)
-            os.replace(folder / UNFINISHED, folder / MANIFEST)
+            if lists[digest] != before:
+                _write_record(folder, wanted, lists)
+                os.replace(folder / UNFINISHED, folder / MANIFEST)
         manifest = Manifest(folder, **lists[digest])
     return ddp.broadcast_object(manifest)
 
@@ -156,10 +169,10 @@ def _make_all(
     folder: Path,
     workers: int,
     title: str,
-    max_skipped: float,
+    allowed: int,
 ) -> tuple[int, int]:
-    """Makes what is missing; returns how many files there are and how many sources were skipped."""
-    files, bad, allowed = 0, {}, int(max_skipped * len(sources))
+    """Makes what is missing; numbers of files and of skipped sources, of which some are allowed."""
+    files, bad = 0, {}
     with tqdm(total=len(sources), desc=title, unit='file', disable=None) as bar:
         for source, made, error in _results(sources, maker, folder, workers):
             bar.update()
@@ -178,14 +191,24 @@ def _make_all(
     return files, len(bad)
 
 
+def _skipped(folder: Path, sources: Sequence[str]) -> list[str]:
+    """Those of the sources that `skipped.txt` lists, in its order."""
+    here = set(sources)
+    listed = [line.partition('\t')[0] for line in _lines(folder / SKIPPED)]
+    return [source for source in listed if source in here]
+
+
 def _list_skipped(path: Path, bad: dict[str, str], sources: Sequence[str]) -> None:
     """Lines `source<tab>why`; those of other lists of sources stay."""
-    old = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
-    if old or bad:
-        here = set(sources)
-        kept = [line for line in old if line.partition('\t')[0] not in here]
-        new = [f'{source}\t{why}' for source, why in bad.items()]
-        write_text(path, ''.join(f'{line}\n' for line in sorted(kept + new)))
+    here, old = set(sources), _lines(path)
+    kept = [line for line in old if line.partition('\t')[0] not in here]
+    new = sorted(kept + [f'{source}\t{why}' for source, why in bad.items()])
+    if new != old:
+        write_text(path, ''.join(f'{line}\n' for line in new))
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding='utf-8').splitlines() if path.exists() else []
 
 
 def _results(
@@ -193,8 +216,8 @@ def _results(
 ) -> Iterator[tuple[str, int, str | None]]:
     """(source, files it has, why it was skipped) of every source, in any order."""
     if workers < 1:
-        for source in sources:
-            yield _make_one(source, maker, folder)
+        for first in range(0, len(sources), CHUNK):
+            yield from _make_chunk(sources[first : first + CHUNK], maker, folder)
         return
     size = max(1, min(CHUNK, len(sources) // (16 * workers)))
     # forkserver: the caller may hold CUDA or threads, and the libraries are imported once for all.
@@ -205,7 +228,7 @@ def _results(
     waiting: set[Future] = set()
     try:
         for first in range(0, len(sources), size):
-            waiting.add(pool.submit(_make_chunk, sources[first : first + size]))
+            waiting.add(pool.submit(_make_chunk_here, sources[first : first + size]))
             if len(waiting) >= AHEAD * workers:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -238,19 +261,36 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _make_chunk(sources: Sequence[str]) -> list[tuple[str, int, str | None]]:
-    return [_make_one(source, *_worker) for source in sources]
+def _make_chunk_here(sources: Sequence[str]) -> list[tuple[str, int, str | None]]:
+    return list(_make_chunk(sources, *_worker))
+
+
+def _make_chunk(
+    sources: Sequence[str], maker: Maker, folder: Path
+) -> Iterator[tuple[str, int, str | None]]:
+    if not isinstance(maker, GroupMaker):
+        yield from (_make_one(source, maker, folder) for source in sources)
+        return
+    targets = {source: maker.targets(source) for source in sources}
+    missing = {source: _missing(names, folder) for source, names in targets.items()}
+    missing = {source: names for source, names in missing.items() if names}
+    bad = maker.make_group(missing, folder) if missing else {}
+    for source, names in targets.items():
+        yield source, 0 if source in bad else len(names), bad.get(source)
 
 
 def _make_one(source: str, maker: Maker, folder: Path) -> tuple[str, int, str | None]:
     try:
         targets = maker.targets(source)
-        missing = [target for target in targets if not (folder / _inside(target)).exists()]
-        if missing:
+        if missing := _missing(targets, folder):
             maker.make(source, missing, folder)
     except AudioError as error:
         return source, 0, str(error)
     return source, len(targets), None
+
+
+def _missing(targets: Sequence[str], folder: Path) -> list[str]:
+    return [target for target in targets if not (folder / _inside(target)).exists()]
 
 
 def _inside(target: str) -> str:

@@ -84,10 +84,12 @@ class Utterances:
 
     def write(self, path: str | Path) -> None:
         """Writes the train list of spec lgl 2.2: `speaker path [seconds]` a line."""
-        lines = []
-        for i in range(len(self)):
-            line = f'{self.speaker_ids[self.speakers[i]]} {self.name(i)}'
-            lines.append(line if self.seconds is None else f'{line} {self.seconds[i]:.10g}')
+        ids = self.speaker_ids
+        rows = zip(self.speakers.tolist(), self.paths.tolist())
+        lines = [f'{ids[speaker]} {os.fsdecode(name)}' for speaker, name in rows]
+        if self.seconds is not None:  # as repr has them: the very same are read again
+            seconds = [repr(value).removesuffix('.0') for value in self.seconds.tolist()]
+            lines = [f'{line} {text}' for line, text in zip(lines, seconds)]
         write_text(path, '\n'.join(lines) + '\n')
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from shared.datasets.items import DataError, Sample, collate
+from shared import ddp
+from shared.datasets.items import DataError, Sample, Utterances, collate
 from shared.datasets.reading import AudioError, AudioReader, durations
 from shared.datasets.samplers import ShuffledBatches, padded_batches, truncated_batches
 
@@ -25,12 +27,8 @@ def train_loader(dataset: Dataset, sampler: ShuffledBatches, workers: int) -> Da
     Workers stay alive between epochs and compute on one thread each. Starting an epoch draws
     nothing from torch's global generator, so that a resumed run goes on with the same numbers.
     """
-    return _loader(
-        dataset,
-        workers,
-        batch_sampler=sampler,
-        collate_fn=collate,
-        persistent_workers=workers > 0,
+    return loader(
+        dataset, workers, batch_sampler=sampler, collate_fn=collate, keep_workers=workers > 0
     )
 
 
@@ -140,11 +138,44 @@ def whole_files(
         AudioError: a file cannot be read and `on_error` is 'raise'.
     """
     if seconds is None:
-        seconds = durations(paths, reader, max(workers, 1))
+        seconds = durations(paths, reader)
     plan = truncated_batches if truncate else padded_batches
     batches = plan(seconds, budget_seconds)[::-1][rank::world_size]
     dataset = _WholeFiles(paths, seconds, batches, reader, truncate, on_error == 'skip')
-    return _loader(dataset, workers, batch_size=None, collate_fn=None)
+    return loader(dataset, workers)
+
+
+def whole_utterances(
+    utterances: Utterances,
+    *,
+    budget_seconds: float,
+    workers: int,
+    truncate: bool = False,
+    on_error: Literal['raise', 'skip'] = 'raise',
+) -> DataLoader:
+    """`whole_files` of utterances: each once, this rank's share, sorted by their seconds.
+
+    Args:
+        utterances: a corpus or a part of it.
+        budget_seconds: see `whole_files`, and so the next three.
+        workers: loader processes.
+        truncate: cuts to the shortest of a batch.
+        on_error: what happens to unreadable files.
+
+    Raises:
+        AudioError: as `whole_files`.
+    """
+    return whole_files(
+        utterances.all_paths(),
+        utterances.seconds,
+        AudioReader(),
+        budget_seconds=budget_seconds,
+        workers=workers,
+        rank=ddp.rank(),
+        world_size=ddp.world_size(),
+        truncate=truncate,
+        on_error=on_error,
+    )
 
 
 class _WholeFiles(Dataset):
@@ -183,14 +214,38 @@ class _WholeFiles(Dataset):
         }
 
 
-def _loader(dataset: Dataset, workers: int, **options) -> DataLoader:
+def loader(
+    dataset: Dataset,
+    workers: int,
+    *,
+    batch_sampler: ShuffledBatches | None = None,
+    collate_fn: Callable | None = None,
+    keep_workers: bool = False,
+) -> DataLoader:
+    """A loader whose workers compute on one thread each and whose batches can be copied fast.
+
+    Workers are forked, so that lists and samples in memory are there once, whatever their number;
+    from Python 3.14 on that has to be asked for.
+
+    Args:
+        dataset: of samples; without a sampler each of its items is a batch.
+        workers: processes; 0 reads in place.
+        batch_sampler: gives the keys of each batch.
+        collate_fn: makes a batch of samples.
+        keep_workers: they stay alive between epochs.
+    """
+    forked = workers > 0 and sys.platform == 'linux'
     return DataLoader(
         dataset,
+        batch_size=None if batch_sampler is None else 1,  # 1 is what torch takes for unset
+        batch_sampler=batch_sampler,
+        collate_fn=collate_fn,
         num_workers=workers,
+        persistent_workers=keep_workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
+        multiprocessing_context='fork' if forked else None,
         generator=torch.Generator(),  # not the global one; nothing is drawn from it but worker seeds
-        **options,
     )
 
 

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from shared import ddp
 from shared.datasets.items import DataError
-from shared.datasets.lists import AUDIO, existing, listing
+from shared.datasets.lists import audio_files, existing, listing
+from shared.datasets.packed import find, packed_folder
 from shared.datasets.reading import AudioReader
 from shared.files import replacing
 
@@ -135,8 +136,11 @@ def categories_folder(path: str | Path) -> Path:
         DataError: neither is.
     """
     path = existing(path, 'MUSAN folder')
-    for folder in (path, *sorted(path.iterdir())):
-        if all((folder / name).is_dir() for name in CATEGORIES):
+    packed = packed_folder(path)
+    names = packed.names.tolist() if packed else map(os.fsencode, os.listdir(path))
+    inside = sorted({os.fsdecode(name.partition(b'/')[0]) for name in names})
+    for folder in (path, *(path / name for name in inside)):
+        if all(is_folder(folder / name) for name in CATEGORIES):
             return folder
     raise DataError(
         f'{path}: no folders noise, speech and music in it or one level down; '
@@ -144,12 +148,24 @@ def categories_folder(path: str | Path) -> Path:
     )
 
 
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder, also one inside a packed folder."""
+    packed = find(path)
+    return len(packed[0].below(packed[1])) > 0 if packed else path.is_dir()
+
+
 def audio_below(root: Path, folder: str) -> np.ndarray:
     """Audio files anywhere below root/folder, relative to `root`, sorted, (files,) bytes."""
-    found = []
-    for above, _, names in os.walk(root / folder, followlinks=True):
-        inside = os.path.relpath(above, root)
-        found += [os.fsencode(os.path.join(inside, name)) for name in names if name.endswith(AUDIO)]
+    if packed := find(root / folder):
+        above = os.path.relpath(os.path.abspath(root), packed[0].root)
+        skip = 0 if above == '.' else len(os.fsencode(above)) + 1
+        found = [name[skip:] for name in packed[0].below(packed[1]).tolist()]
+    else:
+        found = [
+            os.fsencode(os.path.normpath(os.path.join(folder, inside, name)))
+            for inside, names in audio_files(root / folder)
+            for name in names
+        ]
     return np.array(sorted(found), dtype='S')
 
 

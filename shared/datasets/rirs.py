@@ -12,7 +12,7 @@ import numpy as np
 
 from shared.datasets.items import DataError
 from shared.datasets.lists import existing, listing
-from shared.datasets.musan import audio_below
+from shared.datasets.musan import audio_below, is_folder
 from shared.datasets.reading import AudioError, AudioReader
 
 PARTS = ('simulated_rirs', 'real_rirs_isotropic_noises')
@@ -32,7 +32,7 @@ class Rirs:
 
     def __init__(self, path: str | Path, reader: AudioReader):
         self.root, self.reader = existing(path, 'RIR folder'), reader
-        parts = [part for part in PARTS if (self.root / part).is_dir()] or ['.']
+        parts = [part for part in PARTS if is_folder(self.root / part)] or ['.']
         files = np.concatenate([audio_below(self.root, part) for part in parts])
         responses = [name for name in files.tolist() if b'noise' not in os.path.basename(name)]
         self.files = np.array(responses, dtype='S')

@@ -1,88 +1,126 @@
-"""Utterances in tar shards: any of them read at once, through an index; and the writing of shards.
+"""Tar shards of utterances: what is in one, and the writing of them.
 
 In a shard an utterance is consecutive members, `<key>.spk` (its speaker) and `<key>.<suffix>` (its
-audio), as wespeaker packs them (spec enskd 2.2); a key often ends in `.wav` itself. Taken are wav and
-FLAC: libsndfile's crops of lossy formats differ from the whole file's samples. What one gets is
-ordinary `Utterances`, whose paths lead into the tars (file_parts.py).
+audio), as wespeaker packs them (spec enskd 2.2), where a key often ends in `.wav` itself; or
+`<key>.<suffix>` beside others that are not looked at, as webdataset has it. Taken are wav and FLAC:
+libsndfile's crops of lossy formats differ from the whole file's samples.
 """
 
 import os
 import random
 import tarfile
-import zipfile
-import zlib
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO, FileIO
+from io import BytesIO
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from shared import ddp
-from shared.datasets.file_parts import part_name
+from shared.datasets.headers import HEADER, form
 from shared.datasets.items import DataError, Utterances
-from shared.datasets.lists import AUDIO, Columns
+from shared.datasets.lists import AUDIO, bad_line, lines
+from shared.datasets.outer_files import LocalFile, Stamp, Window, is_url, open_outer, place_of
 from shared.datasets.tars import Member, members, safe_name
 from shared.files import replacing, write_text
 
-VERSION = 1  # of the index file
-AHEAD = 4  # tars waiting for each thread
 LIST, SHARD, SPEAKERS = 'shard.list', 'shards/shards_{:09d}.tar', 'utt2spk'  # spec enskd 2.1, 2.2
+AHEAD = 4  # tars waiting for each thread
+READ_AHEAD = 32  # files read at a time while a shard is written
+WINDOW, REMOTE_WINDOW = 4096, 65536  # bytes read at once around headers
+Rows = list[tuple[Path, str, str]]  # file, key, speaker of the utterances of a shard
+LOSSY = ('.m4a', '.mp3', '.aac', '.ogg', '.opus', '.wma', '.mp4')
 
 
 class Shard(NamedTuple):
-    """The n utterances of one tar in columns, and the tar's bytes and time of change.
+    """The n utterances of one tar in columns, in its order, and the tar's stamp.
 
-    `keys` and `speakers` (n,) are bytes; the audio of each is at [offset, offset + size), (n,).
+    `names` and `speakers` (n,) are bytes, a speaker empty where there is none; the audio of each
+    is at [offset, offset + size), (n,); `forms` (n, 3) is what `headers.form` tells of it.
     """
 
-    keys: np.ndarray
+    names: np.ndarray
     speakers: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
-    stamp: tuple[int, int]
+    forms: np.ndarray
+    stamp: Stamp
 
 
-def read_shards(tars: Sequence[str | Path], kept: str | Path, workers: int = 8) -> Utterances:
-    """The utterances of tar shards, in the order of their keys' parts, as of an unpacked folder.
-
-    So the numbers of utterances, and all that is drawn by them, depend neither on the packing nor
-    on the order of the tars. A name is `<tar>/<first byte>+<bytes>/<key>`. Seconds are not known.
-
-    Args:
-        tars: the shards, all or some.
-        kept: file of the index. Rank 0 makes it once (only headers are read) and then looks again
-            into tars that have changed; every rank reads it.
-        workers: threads that read headers.
+def listed_tars(list_path: str | Path, root: str | Path | None = None) -> list[str]:
+    """Paths and URLs of a shard.list; relative paths start from `root`, by default its folder.
 
     Raises:
-        DataError: no tars or a tar twice, an unusable one (see `tars.members`), an utterance
-            without speaker or audio, members of another kind, a key that occurs twice, a file
-            `kept` that is no index.
+        DataError: no line, or a line that is no path.
     """
-    names = [str(Path(tar).absolute()) for tar in tars]
-    for name, times in Counter(names).most_common(1):
-        if times > 1:
-            raise DataError(f'{name}: is listed twice')
-    if not names:
-        raise DataError('no shards: list some tars')
-    if ddp.is_main():
-        known = _load(kept)
-        new = [name for name in names if name not in known or known[name].stamp != _stamp(name)]
-        if new or list(known) != names:
-            known.update(_look(new, workers))
-            _save(kept, {name: known[name] for name in names})
-    ddp.barrier()
-    index = _load(kept)
-    if not index:
+    above, tars = Path(list_path).absolute().parent if root is None else Path(root), []
+    for number, fields in lines(list_path):
+        if len(fields) != 1:
+            raise bad_line(list_path, number, fields, 'must be the path of a tar')
+        tars.append(place_of(fields[0], above, list_path))
+    if not tars:
+        raise DataError(f'{list_path}: is empty; lines must be paths of tars')
+    return tars
+
+
+def look_into(tars: Sequence[str], workers: int) -> Iterator[Shard]:
+    """What is in each of these tars, from headers alone; threads, because this waits for the disk.
+
+    Raises:
+        DataError: an unusable tar (see `tars.members`), an utterance without audio or with two.
+    """
+    bar = tqdm(total=len(tars), desc='index', unit='shard', disable=None)
+    chunk = AHEAD * max(workers, 1)
+    with ThreadPoolExecutor(max(workers, 1)) as pool, bar:
+        for first in range(0, len(tars), chunk):
+            for shard in pool.map(_shard, tars[first : first + chunk]):
+                bar.update()
+                yield shard
+
+
+def _shard(tar: str) -> Shard:
+    outer = open_outer(tar)
+    file = Window(outer, REMOTE_WINDOW if is_url(tar) else WINDOW)
+    names, speakers, table = [], [], []
+    for key, group in groupby(members(file, tar), lambda member: os.path.splitext(member.name)[0]):
+        speaker, audio = _sample(key, list(group), file, tar)
+        suffix = os.path.splitext(audio.name)[1]
+        names.append(os.fsencode(key if key.endswith(suffix) else audio.name))
+        speakers.append(speaker)
+        head = file.pread(min(audio.size, HEADER), audio.offset)
+        table.append((audio.offset, audio.size, *form(head, audio.size)))
+    places = np.array(table, dtype=np.int64).reshape(-1, 5)
+    offsets, sizes, forms = places[:, 0], places[:, 1], places[:, 2:]
+    names_of, speakers_of = np.array(names, 'S'), np.array(speakers, 'S')
+    return Shard(names_of, speakers_of, offsets, sizes, forms, outer.stamp)
+
+
+def _sample(
+    key: str, group: list[Member], file: LocalFile | Window, tar: str
+) -> tuple[bytes, Member]:
+    """Speaker, b'' where there is none, and audio of an utterance, from its consecutive members."""
+    labels = [member for member in group if member.name.endswith('.spk')]
+    audio = [member for member in group if member.name.endswith(AUDIO)]
+    if len(audio) != 1 or len(labels) > 1:
+        lossy = next((member.name for member in group if member.name.endswith(LOSSY)), None)
         raise DataError(
-            f'{kept}: index of the shards is not here: give a folder all machines share'
+            f'{tar}: {key} has {len(labels)} .spk and {len(audio)} audio members '
+            f'({", ".join(AUDIO)}) in a row: one of each is needed'
+            + (f'; convert {lossy} to one of them' if lossy else '')
         )
-    return _utterances(index)
+    if not labels:
+        return b'', audio[0]
+    speaker = file.pread(min(labels[0].size, 1024), labels[0].offset).strip()
+    try:
+        words = speaker.decode().split()
+    except UnicodeDecodeError:
+        words = []
+    if len(words) != 1 or not words[0].isprintable():
+        raise DataError(f'{tar}: {labels[0].name} must hold one speaker, not {speaker[:60]!r}')
+    return speaker, audio[0]
 
 
 def write_shards(
@@ -91,7 +129,8 @@ def write_shards(
     """Packs utterances as wespeaker does, shuffled once; their files are kept byte by byte.
 
     Writes `shards/shards_%09d.tar`, `utt2spk` (key = path below the root) and, last, `shard.list`
-    with paths that start from `folder`. Equal utterances and seed give equal bytes.
+    with paths that start from `folder`. Equal utterances and seed give equal bytes. Whole shards
+    that are there already stay, so a call that was interrupted can be repeated.
 
     Args:
         utterances: what to pack, of a folder or a list of files.
@@ -103,27 +142,66 @@ def write_shards(
         The path of `shard.list`.
 
     Raises:
-        DataError: there is such a list already, a file cannot be read or is of a kind that is
-            not decoded, a name is unsafe or holds blanks; `UserError` when the disk is full.
+        DataError: the folder holds other shards or lists, a file cannot be read or is of a kind
+            that is not decoded, a name is unsafe or holds blanks; `UserError` when the disk is full.
     """
     folder = Path(folder)
-    for name in (LIST, SPEAKERS):
-        if (folder / name).exists():
-            raise DataError(f'{folder / name}: is there already: give another folder')
-    lines = [_line(utterances, row) for row in range(len(utterances))]
-    order = list(range(len(lines)))
+    labels = [_line(utterances, row) for row in range(len(utterances))]
+    order = list(range(len(labels)))
     random.Random(seed).shuffle(order)
     names = [SHARD.format(number) for number in range(-(-len(order) // per_shard))]
+    lists = {
+        SPEAKERS: ''.join(f'{line}\n' for line in labels),
+        LIST: ''.join(f'{name}\n' for name in names),
+    }
+    for name, text in lists.items():
+        if (folder / name).exists() and (folder / name).read_text(encoding='utf-8') != text:
+            raise _others(folder / name)
     hidden = not ddp.is_main() or None
     for number, name in enumerate(tqdm(names, desc='pack', unit='shard', disable=hidden)):
-        with replacing(folder / name) as temporary, tarfile.open(temporary, 'w') as tar:
-            for row in order[number * per_shard : (number + 1) * per_shard]:
-                key, speaker = lines[row].split()
-                _add(tar, f'{key}.spk', speaker.encode())
-                _add(tar, key + os.path.splitext(key)[1], _bytes(utterances.path(row)))
-    write_text(folder / SPEAKERS, ''.join(f'{line}\n' for line in lines))
-    write_text(folder / LIST, ''.join(f'{name}\n' for name in names))
+        rows = order[number * per_shard : (number + 1) * per_shard]
+        shard: Rows = []
+        for row in rows:
+            key, speaker = labels[row].split()
+            shard.append((utterances.path(row), key, speaker))
+        if (folder / name).exists():
+            _require_same(folder / name, shard)
+        else:
+            _write(folder / name, shard)
+    for name, text in lists.items():
+        if not (folder / name).exists():
+            write_text(folder / name, text)
     return folder / LIST
+
+
+def _write(path: Path, rows: Rows) -> None:
+    with (
+        replacing(path) as temporary,
+        tarfile.open(temporary, 'w') as tar,
+        ThreadPoolExecutor(READ_AHEAD // 2) as pool,
+    ):
+        for first in range(0, len(rows), READ_AHEAD):
+            some = rows[first : first + READ_AHEAD]
+            for (file, key, speaker), content in zip(some, pool.map(_bytes, some)):
+                _add(tar, f'{key}.spk', speaker.encode())
+                _add(tar, key + file.suffix, content)
+
+
+def _require_same(path: Path, rows: Rows) -> None:
+    """That a shard holds these utterances, as far as names and sizes tell."""
+    file = LocalFile(path)
+    found = [(m.name, m.size) for m in members(Window(file, WINDOW), path)]
+    wanted: list[tuple[str, int]] = []
+    for source, key, speaker in rows:
+        wanted += [(f'{key}.spk', len(speaker.encode())), (key + source.suffix, _size(source))]
+    if found != wanted:
+        raise _others(path)
+
+
+def _others(path: Path) -> DataError:
+    return DataError(
+        f'{path}: is there already, of other files or another seed: give another folder'
+    )
 
 
 def _line(utterances: Utterances, row: int) -> str:
@@ -138,9 +216,16 @@ def _line(utterances: Utterances, row: int) -> str:
     return line
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(row: tuple[Path, str, str]) -> bytes:
     try:
-        return path.read_bytes()
+        return row[0].read_bytes()
+    except OSError as error:
+        raise DataError(f'{row[0]}: cannot be read ({error.strerror})') from None
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
     except OSError as error:
         raise DataError(f'{path}: cannot be read ({error.strerror})') from None
 
@@ -149,124 +234,3 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, BytesIO(content))
-
-
-def _utterances(shards: dict[str, Shard]) -> Utterances:
-    """All rows, sorted, their paths below the folder that all tars share."""
-    if not any(len(shard.keys) for shard in shards.values()):
-        raise DataError(f'{", ".join(list(shards)[:3])}: no utterance in all shards')
-    keys = np.concatenate([shard.keys for shard in shards.values()])
-    # By parts, as folders are walked: a slash comes before whatever a name may hold.
-    order = np.argsort(np.char.replace(keys, b'/', b'\1'), kind='stable')
-    tar_of = np.repeat(np.arange(len(shards)), [len(shard.keys) for shard in shards.values()])
-    names = list(shards)
-    twice = np.flatnonzero(keys[order][1:] == keys[order][:-1])
-    if len(twice):
-        first, second = order[twice[0] : twice[0] + 2]
-        raise DataError(
-            f'{names[tar_of[second]]}: {os.fsdecode(keys[second])} is there twice, or also in '
-            f'{names[tar_of[first]]}'
-        )
-    speakers = np.concatenate([shard.speakers for shard in shards.values()])
-    offsets = np.concatenate([shard.offsets for shard in shards.values()])
-    sizes = np.concatenate([shard.sizes for shard in shards.values()])
-    root = os.path.commonpath([os.path.dirname(name) for name in names])
-    below = [str(Path(name).relative_to(root)) for name in names]
-    columns = Columns()
-    for row in order.tolist():
-        name = part_name(below[tar_of[row]], offsets[row], sizes[row], os.fsdecode(keys[row]))
-        columns.add(speakers[row].decode(), name)
-    return columns.utterances(Path(root))
-
-
-def _look(tars: list[str], workers: int) -> dict[str, Shard]:
-    """What is in these tars; threads, because this waits for the disk."""
-    found: dict[str, Shard] = {}
-    bar = tqdm(total=len(tars), desc='index', unit='shard', disable=None)
-    chunk = AHEAD * max(workers, 1)
-    with ThreadPoolExecutor(max(workers, 1)) as pool, bar:
-        for first in range(0, len(tars), chunk):
-            some = tars[first : first + chunk]
-            found.update(zip(some, pool.map(_shard, some)))
-            bar.update(len(some))
-    return found
-
-
-def _shard(tar: str) -> Shard:
-    keys, speakers, places = [], [], []
-    stamp = _stamp(tar)
-    with FileIO(tar) as file:
-        for key, group in groupby(members(file, tar), lambda member: _split(member, tar)[0]):
-            speaker, audio = _sample(key, list(group), file, tar)
-            keys.append(os.fsencode(key))
-            speakers.append(speaker)
-            places.append((audio.offset, audio.size))
-    table = np.array(places, dtype=np.int64).reshape(-1, 2)
-    return Shard(np.array(keys, 'S'), np.array(speakers, 'S'), table[:, 0], table[:, 1], stamp)
-
-
-def _stamp(tar: str) -> tuple[int, int]:
-    try:
-        found = os.stat(tar)
-    except OSError as error:
-        raise DataError(f'{tar}: shard cannot be read ({error.strerror})') from None
-    return found.st_size, found.st_mtime_ns
-
-
-def _split(member: Member, tar: str) -> tuple[str, str]:
-    """Key and suffix, parted at the last dot (spec enskd 2.2)."""
-    key, suffix = os.path.splitext(member.name)
-    if suffix != '.spk' and suffix not in AUDIO:
-        raise DataError(
-            f'{tar}: member {member.name} is neither a speaker (.spk) nor decoded audio '
-            f'({", ".join(AUDIO)}): convert it or leave it out'
-        )
-    return key, suffix
-
-
-def _sample(key: str, group: list[Member], file: FileIO, tar: str) -> tuple[bytes, Member]:
-    """Speaker and audio of an utterance, from its consecutive members."""
-    labels = [member for member in group if member.name.endswith('.spk')]
-    if len(labels) != 1 or len(group) != 2:
-        raise DataError(
-            f'{tar}: {key} has {len(labels)} .spk and {len(group) - len(labels)} audio members in '
-            'a row: one of each is needed'
-        )
-    speaker = os.pread(file.fileno(), min(labels[0].size, 1024), labels[0].offset).strip()
-    try:
-        words = speaker.decode().split()
-    except UnicodeDecodeError:
-        words = []
-    if len(words) != 1:
-        raise DataError(f'{tar}: {labels[0].name} must hold one speaker, not {speaker[:60]!r}')
-    return speaker, next(member for member in group if member not in labels)
-
-
-def _save(kept: str | Path, shards: dict[str, Shard]) -> None:
-    columns = [shard[:4] for shard in shards.values()]
-    table: dict[str, Any] = {'version': VERSION}
-    for name, parts in zip(Shard._fields, zip(*columns)):
-        table[name] = np.concatenate(parts)
-    table['stamps'] = np.array([shard.stamp for shard in shards.values()])
-    table['counts'] = np.array([len(shard.keys) for shard in shards.values()])
-    table['tars'] = np.array([os.fsencode(name) for name in shards])
-    with replacing(kept) as temporary, open(temporary, 'wb') as file:
-        np.savez_compressed(file, **table)
-
-
-def _load(kept: str | Path) -> dict[str, Shard]:
-    """What the index file says, in its order; nothing where there is none or one of old."""
-    try:
-        with np.load(kept) as file:
-            table = dict(file)
-        if table['version'] != VERSION:
-            return {}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        raise DataError(f'{kept}: is no index of shards: give another name, or remove it') from None
-    cuts = np.cumsum(table['counts'])[:-1]
-    columns = [np.split(table[name], cuts) for name in Shard._fields[:4]]
-    stamps = [(int(size), int(changed)) for size, changed in table['stamps']]
-    names = [os.fsdecode(name) for name in table['tars']]
-    return {name: Shard(*row) for name, *row in zip(names, *columns, stamps)}

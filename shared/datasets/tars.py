@@ -6,11 +6,11 @@ but needs three times the time and takes a damaged header for the end of the tar
 
 import os
 from collections.abc import Iterator
-from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
 from shared.datasets.items import DataError
+from shared.datasets.outer_files import LocalFile, Window
 
 BLOCK = 512  # bytes; headers and contents begin at its multiples
 COMPRESSED = {
@@ -32,17 +32,16 @@ class Member(NamedTuple):
     size: int
 
 
-def members(file: FileIO, path: str | Path) -> Iterator[Member]:
+def members(file: LocalFile | Window, path: str | Path) -> Iterator[Member]:
     """Every file of an open tar, in its order; `path` is for messages.
 
     Raises:
         DataError: compressed, no tar, damaged, cut short (also when only the end mark is missing),
             a link or device, or a name that is not a relative path without `..`.
     """
-    end = os.fstat(file.fileno()).st_size
     at, name, size = 0, '', None  # a name and a size that came before the header they belong to
     while True:
-        block = os.pread(file.fileno(), BLOCK, at)
+        block = file.pread(BLOCK, at)
         if len(block) < BLOCK and at:
             raise DataError(f'{path}: cut short, its end mark is missing')
         if block == bytes(BLOCK):
@@ -51,9 +50,9 @@ def members(file: FileIO, path: str | Path) -> Iterator[Member]:
         if kind not in (LONG_NAME, LONG_LINK, MORE, MORE_FOR_ALL):
             own_name, own_size = name or own_name, own_size if size is None else size
         at += BLOCK
-        if at + own_size > end:
+        if at + own_size > file.size:
             raise DataError(
-                f'{path}: cut short, {own_name!r} needs {own_size} bytes where {end - at} are left'
+                f'{path}: cut short, {own_name!r} needs {own_size} bytes where {file.size - at} are left'
             )
         if kind == LONG_NAME:
             name = os.fsdecode(_content(file, at, own_size, path).rstrip(b'\0'))
@@ -99,10 +98,10 @@ def _header(block: bytes, path: str | Path, at: int) -> tuple[bytes, str, int]:
     return block[156:157], os.fsdecode(name), size
 
 
-def _content(file: FileIO, at: int, size: int, path: str | Path) -> bytes:
+def _content(file: LocalFile | Window, at: int, size: int, path: str | Path) -> bytes:
     if size > LONGEST:
         raise DataError(f'{path}: damaged at byte {at}, a name of {size} bytes')
-    return os.pread(file.fileno(), size, at)
+    return file.pread(size, at)
 
 
 def _pax(content: bytes, name: str, size: int | None, path: str | Path) -> tuple[str, int | None]:

@@ -5,9 +5,7 @@ so that all have the same.
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterable
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from shared import ddp
 from shared.datasets import voxceleb
 from shared.datasets.items import Trials, Utterances
 from shared.datasets.loading import whole_files
-from shared.datasets.reading import ONE, Audio, AudioReader, durations
+from shared.datasets.reading import AudioReader, durations, file_forms, seconds_of
 
 VALID_TRIALS = 20000  # drawn of each kind where there is no validation list
 
@@ -67,28 +65,17 @@ class TrialFiles:
 
     def _read_headers(self) -> tuple[np.ndarray, dict[str, int]]:
         if self._headers is None:
-            reader = _HeaderReader()
-            seconds = durations(self.paths, reader, self._workers)
-            self._headers = seconds, dict(Counter(reader.conversions))
+            reader, forms = AudioReader(), file_forms(self.paths)
+            converted = {
+                'resampled': int(((forms[:, 1] != reader.rate) & (forms[:, 0] > 0)).sum()),
+                'mixed to mono': int((forms[:, 2] > 1).sum()),
+            }
+            kinds = {kind: count for kind, count in converted.items() if count}
+            self._headers = seconds_of(forms, reader), kinds
         return self._headers
 
 
-class _HeaderReader(AudioReader):
-    """Notes for each file that is opened what reading it would convert."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conversions: list[str] = []  # threads may extend a list at the same time
-
-    def open(self, path: str | Path, channel: int | None = None, speed: Fraction = ONE) -> Audio:
-        audio = super().open(path, channel, speed)
-        self.conversions.extend(audio.conversions)
-        return audio
-
-
-def training_list(
-    root: str | Path, given: str | Path | None, kept: str | Path, workers: int
-) -> Utterances:
+def training_list(root: str | Path, given: str | Path | None, kept: str | Path) -> Utterances:
     """The training utterances with their seconds, from a list or from what the folder holds.
 
     A `given` list with durations is taken as it is. Else headers are read, once, and the list is
@@ -98,21 +85,37 @@ def training_list(
         root: folder of speakers.
         given: list of lines `speaker path [... seconds]`; None: everything below `root`.
         kept: where the list with durations is written, and read from ever after.
-        workers: threads that read headers.
 
     Raises:
-        DataError: as `voxceleb.read_list` and `voxceleb.read_folder`.
+        DataError: as `voxceleb.read_list` and `voxceleb.read_folder`; not one file can be read.
     """
-    train = voxceleb.read_list(given, root) if given else None
+    check = ddp.local_rank() == 0  # once a machine
+    train = voxceleb.read_list(given, root, check) if given else None
     if train is not None and train.seconds is not None:
         return train
     kept = Path(kept)
     if ddp.is_main() and not kept.exists():
-        train = train if train is not None else voxceleb.read_folder(root)
-        seconds = durations(train.all_paths(), AudioReader(), workers)
-        dataclasses.replace(train, seconds=seconds).write(kept)
+        made = _with_seconds(train or voxceleb.read_folder(root))
+        made.write(kept)
+        ddp.barrier()
+        return made  # what the others read now
     ddp.barrier()
-    return voxceleb.read_list(kept, root)
+    return voxceleb.read_list(kept, root, check)
+
+
+def _with_seconds(utterances: Utterances) -> Utterances:
+    """Utterances and what their headers tell.
+
+    Raises:
+        AudioError: the first file's, where none of all can be read.
+    """
+    if utterances.seconds is not None:
+        return utterances
+    reader = AudioReader()
+    seconds = durations(utterances.all_paths(), reader)
+    if np.isnan(seconds).all():
+        reader.open(utterances.path(0))
+    return dataclasses.replace(utterances, seconds=seconds)
 
 
 def drawn_trials(root: str | Path, kept: str | Path, count: int, seed: int) -> Trials:
@@ -128,11 +131,13 @@ def drawn_trials(root: str | Path, kept: str | Path, count: int, seed: int) -> T
         DataError: as `voxceleb.read_folder`, `draw_trials` and `read_trials`.
     """
     kept = Path(kept)
+    check = ddp.local_rank() == 0  # once a machine
     if ddp.is_main() and not kept.exists():
         drawn = voxceleb.draw_trials(voxceleb.read_folder(root), count, count, seed)
         voxceleb.write_trials(drawn, kept)
+        check = False
     ddp.barrier()
-    return voxceleb.read_trials(kept, root)
+    return voxceleb.read_trials(kept, root if check else None)
 
 
 def trial_lists(

@@ -8,7 +8,8 @@ import hashlib
 import math
 import os
 from array import array
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from shared.datasets.items import DataError, Trials, Utterances
 from shared.datasets.lists import (
     AUDIO,
     Columns,
+    audio_files,
     bad_line,
     existing,
     lines,
@@ -24,6 +26,7 @@ from shared.datasets.lists import (
     require_files,
     sorted_names,
 )
+from shared.datasets.packed import packed_folder
 from shared.files import write_text
 
 KNOWN_COUNTS = {  # trials of the published lists, original and cleaned
@@ -45,25 +48,28 @@ def known_name(count: int) -> str | None:
 def read_folder(root: str | Path) -> Utterances:
     """Every utterance below a folder of speakers, in the order of their paths.
 
+    A packed folder says itself who speaks, and knows the seconds.
+
     Raises:
-        DataError: no such folder, no audio two or three levels down, or speakers further down.
+        DataError: no such folder, no audio two or three levels down, speakers further down, or a
+            name that no list can hold.
     """
     root = existing(root, 'VoxCeleb folder')
+    if packed := packed_folder(root):
+        _check_listable(root, map(os.fsdecode, packed.names.tolist()))
+        return packed.utterances()
     columns = Columns()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders.sort()
-        names = sorted(name for name in files if name.endswith(AUDIO))
-        inside = os.path.relpath(folder, root)
-        depth = 0 if inside == '.' else inside.count(os.sep) + 1
-        if names and depth not in (1, 2):
-            where = f'{inside}/{names[0]}' if depth else names[0]
+    for folder, names in audio_files(root):
+        if not folder or folder.count('/') > 1:
             raise DataError(
-                f'{root}: found {where}, expected speaker/video/utterance.wav: '
-                'give the folder that holds the speaker folders'
+                f'{root}: found {os.path.join(folder, names[0])}, expected '
+                'speaker/video/utterance.wav: give the folder that holds the speaker folders'
             )
-        speaker = inside.split(os.sep)[0]
-        for name in names:
-            columns.add(speaker, f'{inside}/{name}')
+        speaker = folder.partition('/')[0]
+        paths = [f'{folder}/{name}' for name in names]
+        _check_listable(root, paths)
+        for path in paths:
+            columns.add(speaker, path)
     if not len(columns):
         raise DataError(
             f'{root}: no speaker/video/utterance.wav (or .flac) in it; it holds {listing(root)}'
@@ -169,9 +175,10 @@ def draw_trials(utterances: Utterances, targets: int, nontargets: int, seed: int
         first, second = rng.choice(len(rows), size=2, replace=False)
         return rng.choice(rows[first]), rng.choice(rows[second])
 
-    pairs = _distinct(target, targets)
+    pairs = _distinct(target, targets, sum(_pairs(group, videos) for group in several))
     labels = [True] * len(pairs)
-    pairs += _distinct(nontarget, nontargets)
+    across = len(order) ** 2 - sum(len(group) ** 2 for group in rows)
+    pairs += _distinct(nontarget, nontargets, across // 2)
     labels += [False] * (len(pairs) - len(labels))
     names = [utterances.name(i) for i in range(len(utterances))]
     enrol, test = np.array(pairs).T
@@ -185,6 +192,20 @@ def write_trials(trials: Trials, path: str | Path) -> None:
     write_text(path, _trials_text(trials))
 
 
+def _check_listable(root: Path, paths: Iterable[str]) -> None:
+    """Raises DataError for a path that a list would not give back."""
+    for path in paths:
+        if path.isascii() and path.isprintable() and ' ' not in path:
+            continue
+        if path.split() != [path]:
+            what = 'has a space in it, where a list would end it'
+        elif any('\ud800' <= letter <= '\udfff' for letter in path):  # fsdecode could not decode it
+            what = 'is not UTF-8, as lists are'
+        else:
+            continue
+        raise DataError(f'{root}: the name of {ascii(path)} {what}: rename it')
+
+
 def _trials(name, names, enrol, test, labels, digest) -> Trials:
     files, (enrol, test) = sorted_names(names, enrol, test)
     return Trials(name, enrol, test, np.array(labels, dtype=bool), files, digest)
@@ -195,11 +216,20 @@ def _trials_text(trials: Trials) -> str:
     return ''.join(f'{int(y)} {trials.files[a]} {trials.files[b]}\n' for y, a, b in rows)
 
 
-def _distinct(draw: Callable[[], tuple[int, int]], count: int) -> list[tuple[int, int]]:
-    """Up to `count` unordered pairs, none twice; gives up when draws keep repeating."""
+def _pairs(rows: np.ndarray, videos: list[bytes]) -> int:
+    """Target trials that a speaker with these rows can give."""
+    sizes = list(Counter(videos[row] for row in rows).values())
+    within = sum(size**2 for size in sizes) if len(sizes) > 1 else len(rows)
+    return (len(rows) ** 2 - within) // 2
+
+
+def _distinct(
+    draw: Callable[[], tuple[int, int]], count: int, possible: int
+) -> list[tuple[int, int]]:
+    """Up to `count` of the possible unordered pairs, none twice; gives up when draws repeat."""
     seen: dict[tuple[int, int], None] = {}
     for _ in range(20 * count + 100):
-        if len(seen) == count:
+        if len(seen) == min(count, possible):
             break
         first, second = draw()
         if (second, first) not in seen:

@@ -16,7 +16,9 @@ import numpy as np
 
 from shared.datasets.items import DataError, Utterances
 from shared.datasets.lists import AUDIO, Columns, bad_line, lines, require_files
-from shared.datasets.shards import read_shards
+from shared.datasets.outer_files import is_url
+from shared.datasets.packed import find, read_shards
+from shared.datasets.shards import listed_tars
 
 COLUMNS = {'key', 'spk', 'wav'}  # of a line of raw.list
 
@@ -101,11 +103,11 @@ def read_shard_list(
     utt2spk: str | Path | None = None,
     workers: int = 8,
 ) -> Utterances:
-    """Utterances of a list of tar shards, a path a line; see `shards.read_shards`.
+    """Utterances of a list of tar shards, a path or URL a line; see `packed.read_shards`.
 
     Args:
         list_path: shard.list.
-        kept: file of the index, made where it is not; every rank reads it.
+        kept: folder of the index, made where it is not; every rank reads it.
         root: where relative paths start; None: the folder of the list.
         utt2spk: lines `key speaker` whose speakers are the classes; None: those of the shards.
         workers: threads that read headers.
@@ -113,14 +115,9 @@ def read_shard_list(
     Raises:
         DataError: as `read_shards`; no line, a line that is no path, a speaker without a class.
     """
-    above, tars, speakers = _root(list_path, root), [], _read_speakers(utt2spk)
-    for number, fields in lines(list_path):
-        if len(fields) != 1:
-            raise bad_line(list_path, number, fields, 'must be the path of a tar')
-        tars.append(above / fields[0])
-    if not tars:
-        raise DataError(f'{list_path}: is empty; lines must be paths of tars')
-    if missing := [tar for tar in tars if not tar.exists()]:
+    speakers = _read_speakers(utt2spk)
+    tars = listed_tars(list_path, root)
+    if missing := [tar for tar in tars if not is_url(tar) and not os.path.exists(tar)]:
         raise DataError(
             f'{list_path}: {len(missing)} shards are missing, first {missing[0]}; correct the list '
             'or the folder that its paths start from'
@@ -182,6 +179,11 @@ def _utterances(list_path: str | Path, rows: Rows, root: str | Path | None) -> U
         raise DataError(f'{list_path}: is empty; give a list of utterances')
     utterances = columns.utterances(above)
     folder, below = _split_root(utterances.paths)
+    if packed := find(folder):  # whatever part of it the files share
+        folder = packed[0].root
+        below = np.array(
+            [path[len(os.fsencode(folder)) + 1 :] for path in utterances.paths.tolist()]
+        )
     require_files(list_path, folder, below)
     return dataclasses.replace(utterances, root=folder, paths=below)
 

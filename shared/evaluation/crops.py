@@ -83,7 +83,7 @@ def verify_by_crops(
     moved to the device and left in eval mode.
 
     Args:
-        embed: as `CropEmbedder`; never compiled here, where every length would be compiled anew.
+        embed: as `CropEmbedder`.
         trial_files: the list and its audio.
         count: crops of a file, S.
         size: samples of a crop.
@@ -104,8 +104,7 @@ def verify_by_crops(
         raise ValueError('AS-norm is of whole files: a cohort needs full=True')
     trials = trial_files.trials
     embedder = CropEmbedder(embed, count, size, full).to(device).eval()
-    with torch.compiler.set_stance('force_eager'):
-        embeddings = extract(embedder, trial_files.loader(), len(trials.files), device)
+    embeddings = extract(embedder, trial_files.loader(), len(trials.files), device)
     check_finite(embeddings, trials)
     scores = _scores(embeddings, trials, full)
     how: dict[str, Any] = {
@@ -152,8 +151,7 @@ def embed_cohort(
         UserError: no file has a finite embedding.
     """
     embed.to(device).eval()
-    with torch.compiler.set_stance('force_eager'):
-        embeddings = extract(embed, loader, len(speakers), device)
+    embeddings = extract(embed, loader, len(speakers), device)
     known = torch.isfinite(embeddings).all(dim=1)
     if not known.any():
         raise UserError('no file of the cohort has a finite embedding: check the weights')

@@ -24,7 +24,7 @@ def extract(
     """Embeddings of N files, (N, D) float32 on the CPU and the same on every rank.
 
     Each rank embeds its share, with the buffers (running statistics) of rank 0, then all ranks
-    exchange them. Rank 0 shows a progress bar (files/s, time left) when there is more than one
+    exchange them. Nothing is compiled: every length would be, anew. Rank 0 shows a progress bar (files/s, time left) when there is more than one
     batch; it counts its own files times the ranks.
 
     Args:
@@ -74,6 +74,7 @@ def _embed_share(embed, loader, count, device) -> tuple[Tensor, list[Tensor], in
     indices, rows = [torch.zeros(0, dtype=torch.int64)], []
     with (
         torch.inference_mode(),
+        torch.compiler.set_stance('force_eager'),
         tqdm(
             total=count,
             desc='embeddings',

@@ -57,6 +57,8 @@ class FirstConv(nn.Module):
     As the convolution is linear, they follow from the mean and the covariance of the few samples
     under the kernel, and the norm becomes a factor of the weights: the largest tensor of the
     network is written once and never read for its statistics.
+    Under autocast the product stays in fp32, its result does not: in bf16 a channel that suppresses
+    what is loud in speech would be noise. It is one hundredth of the work of the convolutions.
     """
 
     def __init__(self, config: SslConfig):
@@ -73,18 +75,26 @@ class FirstConv(nn.Module):
             lengths: (B,) own samples of each row.
             longest: samples of the longest row.
         """
+        device = waves.device.type
+        if waves.is_meta or not torch.is_autocast_enabled(device):  # meta: knows no autocast
+            return F.gelu(self._normalised(waves, lengths, longest))
+        with torch.autocast(device, enabled=False):
+            y = self._normalised(waves, lengths, longest)
+        return F.gelu(y.to(torch.get_autocast_dtype(device)))
+
+    def _normalised(self, waves: Tensor, lengths: Tensor, longest: int) -> Tensor:
         (kernel,), (stride,) = self.conv.kernel_size, self.conv.stride
         weight = self.conv.weight.squeeze(1)  # (channels, kernel)
         windows = F.pad(waves.flatten(), (0, max(kernel - stride, 0))).unfold(0, kernel, stride)
         if isinstance(self.layer_norm, nn.LayerNorm):
-            return F.gelu(self.layer_norm(F.linear(windows, weight, self.conv.bias)))
+            return self.layer_norm(F.linear(windows, weight, self.conv.bias))
         windows = windows.unflatten(0, (len(waves), -1))  # (B, L / stride, kernel)
         whole = windows[:, : (longest - kernel) // stride + 1]
         mean, variance = _statistics(whole, (lengths - kernel) // stride + 1, weight)
         scale = (variance + self.layer_norm.eps).rsqrt() * self.layer_norm.weight
         weight = scale.unsqueeze(1) * weight.T  # (B, kernel, channels)
         shift = self.layer_norm.bias.expand(len(waves), 1, -1)
-        return F.gelu(torch.baddbmm(shift, windows - mean, weight)).flatten(0, 1)
+        return torch.baddbmm(shift, windows - mean, weight).flatten(0, 1)
 
 
 def _statistics(windows: Tensor, own: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,18 @@ ARGS = {
     'snr_speech': (10.0, 30.0),
     'snr_music': (5.0, 15.0),
 }
+OF_A_RUN = {  # what tells whether anything is augmented
+    'eval': False,
+    'phase': 'train',
+    'setting': 'paper',
+    'student': 'xvector',
+    'kd': 'none',
+    'students': ('xvector',),
+    'losses': ('none',),
+    'path_teacher': 'teacher.pth',
+    'teacher_DA_p': 0.6,
+    'embed_size': None,
+}
 LEVELS = {'noise': 0.125, 'speech': 0.25, 'music': 0.5}  # all values of its files; exact in PCM-16
 FILES = {'noise': 10, 'speech': 6, 'music': 4}
 RIR = np.array([0.75, 0.5, 0.25], np.float32)
@@ -296,6 +308,8 @@ def corpus(enskd, audio, tmp_path):
             'path_musan': str(tmp_path / 'musan'),
             'path_rir': str(tmp_path / 'rirs'),
             'num_workers': 0,
+            'cache_gib': 0.0,
+            **OF_A_RUN,
             'batch_size': 2,
             'eval_seconds': 60.0,
             'frames': 1,
@@ -319,7 +333,7 @@ def test_corpus_gives_batches_and_says_what_was_found(corpus):
     assert len(others) == 2 and first['waves'].shape == (2, 1, 400) and found.classes == 3
     assert found.describe() == (
         'train: 6 utterances of 3 speakers, 0.0 h; each epoch is scored on Vox1-O, 7 trials; '
-        'MUSAN: 10 noise, 6 speech, 4 music; 1 RIRs'
+        'MUSAN: 10 noise, 6 speech, 4 music; 1 RIRs, read from disk; 0 loader processes'
     )
     whole = {i: n for b in found.whole_loader() for i, n in zip(b['index'].tolist(), b['lengths'])}
     assert sorted(whole) == list(range(6))
@@ -383,7 +397,7 @@ def test_index_of_shards_is_kept_in_the_run_folder(corpus, lists, tmp_path):
 
 
 def test_paths_that_a_run_needs_depend_on_the_kind_of_list(enskd, corpus, lists):
-    base = {'eval': False, 'as_norm': True, 'phase': 'train', 'kd': 'enskd'}
+    base = {'as_norm': True, 'kd': 'enskd', 'speed_perturb': False}
     base |= {'path_teacher': 't.pth', 'path_ssl': 'w.pt', 'published': None}
     base |= dict.fromkeys(('path_test', 'trials_test', 'path_valid', 'trials_valid'))
 
@@ -405,6 +419,37 @@ def test_paths_that_a_run_needs_depend_on_the_kind_of_list(enskd, corpus, lists)
         assert ('path_ssl' in found) == wanted
     scoring = needed(eval=True, as_norm=False)
     assert scoring.keys() == {'path_test', 'trials_test', 'published'}
+
+
+@pytest.mark.parametrize(
+    'changes, heard',
+    [
+        ({}, True),
+        ({'DA_p': 0.0}, False),
+        ({'DA_p': 0.0, 'path_teacher': None}, False),
+        ({'DA_p': 0.0, 'path_teacher': None, 'kd': 'kl'}, True),
+        ({'DA_p': 0.0, 'path_teacher': None, 'kd': 'kl', 'teacher_DA_p': 0.0}, False),
+        ({'phase': 'teacher', 'path_teacher': None, 'teacher_DA_p': 0.0}, False),
+        ({'kd': 'cosine', 'DA_p': None}, False),  # the table's share
+        ({'kd': 'kl', 'DA_p': None}, True),
+        ({'phase': 'compare', 'losses': ('cosine', 'kl'), 'DA_p': None}, True),
+        ({'eval': True, 'as_norm': True}, False),
+    ],
+    ids=lambda value: ' '.join(f'{k}={v}' for k, v in value.items()) if type(value) is dict else '',
+)
+def test_musan_and_rooms_are_needed_only_where_something_hears_them(corpus, enskd, changes, heard):
+    nowhere = {'path_musan': 'nowhere', 'path_rir': 'nowhere'}
+    if heard:
+        with pytest.raises(DataError, match='nowhere: no such folder'):
+            corpus(**changes, **nowhere)
+    else:
+        found, args = corpus(**changes, **nowhere)
+        assert found.musan is found.rirs is None and 'MUSAN' not in found.describe()
+        whole = ('published', 'path_test', 'trials_test', 'path_valid', 'trials_valid', 'path_ssl')
+        args = {'as_norm': True, **dict.fromkeys(whole), **args}
+        assert not {'path_musan', 'path_rir'} & enskd.paths.needed_paths(args).keys()
+        if changes.get('DA_p') == 0.0:
+            assert len(batches(found, args)) == 3
 
 
 def test_list_of_features_is_refused(corpus, tmp_path):

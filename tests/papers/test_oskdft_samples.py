@@ -234,6 +234,7 @@ def corpus(paper, audio, tmp_path):
             'path_rir': str(tmp_path / 'rirs'),
             'path_kd': None,
             'num_workers': 0,
+            'cache_gib': 0.0,
             'batch_size': 2,
             'eval_seconds': 60.0,
             **changes,
@@ -252,7 +253,7 @@ def test_corpus_gives_batches_of_two_views_where_the_student_hears_something_els
     assert found.speakers == 3
     assert found.describe() == (
         'train: 6 utterances of 3 speakers, 0.0 h; each epoch is scored on Vox1-O, 7 trials; '
-        'MUSAN: 10 noise, 10 speech, 10 music; 1 RIRs'
+        'MUSAN: 10 noise, 10 speech, 10 music; 1 RIRs, read from disk; 0 loader processes'
     )
 
 

@@ -17,6 +17,7 @@ from shared.losses.dino import DinoLoss, RedundancyLoss
 ARGS = {  # where a default could stand for it, another value
     'device': 'cpu',
     'amp': False,
+    'compile': False,
     'dino': 'rdino',
     'dino_epoch': 4,
     'dino_lr': 0.2,

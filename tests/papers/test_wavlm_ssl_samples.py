@@ -348,6 +348,8 @@ def corpus(paper, audio, tmp_path):
         'path_musan': str(tmp_path / 'musan'),
         'path_rir': str(tmp_path / 'rirs'),
         'num_workers': 0,
+        'cache_gib': 0.0,
+        'eval': False,
         'batch_size': 2,
         'lmft_batch_size': 3,
         'dino_batch_size': 3,
@@ -365,7 +367,7 @@ def first_epoch(loader):
 def test_corpus_says_what_it_found(corpus):
     assert corpus.describe() == (
         'train: 6 utterances, 0.0 h; each epoch is scored on Vox1-O, 7 trials; '
-        'MUSAN: 10 noise, 10 speech, 10 music; 1 RIRs'
+        'MUSAN: 10 noise, 10 speech, 10 music; 1 RIRs, read from disk; 0 loader processes'
     )
 
 

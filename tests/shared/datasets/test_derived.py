@@ -36,6 +36,21 @@ class Texts:
             self.made.append(target)
 
 
+class Groups(Texts):
+    """The same files, several sources at a time; `groups` are those of each call."""
+
+    def __init__(self, bad=()):
+        super().__init__(bad)
+        self.groups = []
+
+    def make_group(self, missing, folder):
+        self.groups.append(list(missing))
+        for source, targets in missing.items():
+            if source not in self.bad:
+                self.make(source, targets, folder)
+        return {source: f'{source}: cut short' for source in missing if source in self.bad}
+
+
 def call(folder, sources=NAMES, maker=None, settings=None, **options):
     options = {'workers': 0, 'title': 'texts', **options}
     settings = {'seed': 1, 'snrs': (0, 5)} if settings is None else settings
@@ -157,6 +172,44 @@ def test_make_files_stops_at_too_many_bad_sources_and_goes_on_once_mended(tmp_pa
     assert not (tmp_path / 'manifest.json').exists()
     assert call(tmp_path).skipped == 0
     assert (tmp_path / 'skipped.txt').read_text() == ''
+
+
+def test_make_files_tries_skipped_sources_again_and_no_others(tmp_path):
+    for bad in (['b', 'c'], ['b', 'c'], ['c']):
+        maker = Texts(bad)
+        assert call(tmp_path, maker=maker, max_skipped=0.5).skipped == len(bad)
+    assert maker.made == ['b/1.txt', 'b/2.txt']
+    assert (tmp_path / 'skipped.txt').read_text() == 'c\tc: cut short\n'
+    assert call(tmp_path, max_skipped=0.5) == Manifest(tmp_path, sources=4, files=8, skipped=0)
+    maker = Texts(bad=NAMES)
+    assert call(tmp_path, maker=maker).files == 8 and not maker.made
+
+
+def test_make_files_changes_nothing_where_a_skipped_source_stays_bad(tmp_path):
+    call(tmp_path, maker=Texts(bad=['b']), max_skipped=0.5)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
+    call(tmp_path, maker=Texts(bad=['b']), max_skipped=0.5)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
+
+
+def test_make_files_of_groups_gives_what_one_by_one_gives(tmp_path):
+    sources = [f's{i}' for i in range(40)]
+    one, groups = Texts(bad=['s3']), Groups(bad=['s3'])
+    options = {'sources': sources, 'max_skipped': 0.1}
+    first = call(tmp_path / 'one', maker=one, **options)
+    assert call(tmp_path / 'groups', maker=groups, **options) == Manifest(
+        tmp_path / 'groups', first.sources, first.files, first.skipped
+    )
+    assert contents(tmp_path / 'groups') == contents(tmp_path / 'one')
+    assert [len(group) for group in groups.groups] == [32, 8]
+    (tmp_path / 'groups' / 'manifest.json').unlink()
+    (tmp_path / 'groups' / 'manifest.unfinished.json').write_text(
+        json.dumps({'settings': {'seed': 1, 'snrs': [0, 5]}, 'lists': {}})
+    )
+    (tmp_path / 'groups' / 's5' / '2.txt').unlink()
+    groups = Groups()
+    call(tmp_path / 'groups', maker=groups, sources=sources)
+    assert groups.groups == [['s3', 's5']] and groups.made == ['s3/1.txt', 's3/2.txt', 's5/2.txt']
 
 
 def test_make_files_does_not_try_a_whole_corpus_of_bad_sources(tmp_path):

@@ -1,5 +1,8 @@
 """Training loaders over workers, ranks and bad files; whole files in batches."""
 
+import pickle
+import sys
+import threading
 import traceback
 from itertools import zip_longest
 
@@ -8,8 +11,15 @@ import pytest
 import soundfile
 import torch
 
-from shared.datasets.items import DataError, Paths, Sample
-from shared.datasets.loading import SkippedFiles, train_loader, whole_files, with_substitute
+from shared.datasets.items import DataError, Paths, Sample, Utterances
+from shared.datasets.loading import (
+    SkippedFiles,
+    loader,
+    train_loader,
+    whole_files,
+    whole_utterances,
+    with_substitute,
+)
 from shared.datasets.reading import AudioError, AudioReader
 from shared.datasets.samplers import ShuffledBatches, sample_rng
 
@@ -105,6 +115,30 @@ class Threads(torch.utils.data.Dataset):
 def test_train_loader_workers_use_one_thread():
     loader = train_loader(Threads(), ShuffledBatches(2, 2, 0), workers=1)
     assert next(iter(loader))['labels'].tolist() == [1, 1]
+
+
+class InMemory(torch.utils.data.Dataset):
+    """Cannot be pickled, as what is mapped cannot."""
+
+    def __init__(self):
+        self.numbers, self.lock = torch.arange(4), threading.Lock()
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, number):
+        return {'number': self.numbers[number], 'threads': torch.get_num_threads()}
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='workers are forked on Linux alone')
+def test_loader_forks_its_workers_whatever_python_would_do():
+    found = loader(InMemory(), workers=2)
+    assert found.multiprocessing_context.get_start_method() == 'fork'
+    with pytest.raises(TypeError, match='pickle'):
+        pickle.dumps(found.dataset)
+    assert [int(item['number']) for item in found] == [0, 1, 2, 3]
+    assert {item['threads'] for item in found} == {1}
+    assert loader(InMemory(), workers=0).multiprocessing_context is None
 
 
 def test_with_substitute_takes_the_next_readable_utterance():
@@ -251,3 +285,24 @@ def test_whole_files_skip_bad_files_and_say_so(paths, truncate, listed):
     assert '04.wav: cannot be opened' in message
     for batch in found:
         assert batch['waves'].dim() == 2 and len(batch['waves']) == len(batch['index'])
+
+
+def test_whole_utterances_are_whole_files_sorted_by_the_list(paths):
+    names = np.array([path.name for path in paths], 'S')
+    seconds = np.array([(1000 + 10 * i) / 16000 for i in range(24)])
+    listed = Utterances(paths[0].parent, names, np.arange(24), tuple(map(str, range(24))), seconds)
+    for options in ({}, {'truncate': True}, {'on_error': 'skip'}):
+        found = list(whole_utterances(listed, budget_seconds=0.25, workers=0, **options))
+        for one, other in zip(found, files(paths, seconds, **options), strict=True):
+            equal(one, other)
+
+
+def share_of_rank(folder, names):
+    listed = Utterances(folder, np.array(names, 'S'), np.arange(len(names)), tuple(names))
+    batches = whole_utterances(listed, budget_seconds=0.25, workers=0)
+    return [i for batch in batches for i in batch['index'].tolist()]
+
+
+def test_whole_utterances_are_shared_by_the_ranks(paths, run_ranks):
+    first, second = run_ranks(share_of_rank, paths[0].parent, [path.name for path in paths])
+    assert first and second and sorted(first + second) == list(range(24))

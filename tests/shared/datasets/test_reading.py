@@ -1,6 +1,7 @@
 """Crops by seek against whole files, and every kind of broken file."""
 
 import math
+import os
 import warnings
 from collections import Counter
 from fractions import Fraction
@@ -10,8 +11,10 @@ import pytest
 import soundfile
 from scipy.signal import resample_poly
 
+from shared.datasets import reading
 from shared.datasets.items import Paths
-from shared.datasets.reading import AudioError, AudioReader, durations
+from shared.datasets.packed import pack
+from shared.datasets.reading import AudioError, AudioReader, durations, file_forms, seconds_of
 
 
 def wave(samples=8000, seed=0, channels=None):
@@ -250,3 +253,97 @@ def test_durations_come_from_headers_and_are_nan_for_bad_files(tmp_path):
     found = durations(Paths(tmp_path, [b'b.flac', b'c.wav', b'a.wav']), reader, workers=2)
     np.testing.assert_allclose(found, [0.5, np.nan, 0.5])
     assert not reader.converted
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    """Paths of files of every kind, good and bad, below one folder."""
+    root = tmp_path / 'zoo'
+    root.mkdir()
+    for suffix in ('wav', 'flac'):
+        write(root / f'mono.{suffix}', wave(8000))
+        write(root / f'8k_stereo.{suffix}', wave(4001, channels=2), 8000)
+        write(root / f'44k.{suffix}', wave(44103), 44100)
+        write(root / f'one_sample.{suffix}', wave(1))
+        write(root / f'24_bit.{suffix}', wave(999), subtype='PCM_24')
+        whole = (root / f'mono.{suffix}').read_bytes()
+        for size in (0, 3, 43, 44, 45, 80, 511, 512, 513, len(whole) // 2, len(whole) - 1):
+            (root / f'cut_{size}.{suffix}').write_bytes(whole[:size])
+        (root / f'noise.{suffix}').write_bytes(os.urandom(700))
+    write(root / 'float.wav', wave(777), subtype='FLOAT')
+    whole = (root / 'mono.wav').read_bytes()
+    (root / 'pipe.wav').write_bytes(whole[:40] + b'\xff' * 4 + whole[44:])
+    (root / 'pipe_empty.wav').write_bytes(whole[:40] + b'\xff' * 4)
+    (root / 'no_samples.wav').write_bytes(whole[:40] + bytes(4))
+    comment = b'LIST' + (600).to_bytes(4, 'little') + bytes(600)  # the audio is behind the look
+    (root / 'late.wav').write_bytes(whole[:36] + comment + whole[36:])
+    (root / 'folder.wav').mkdir()
+    return Paths(root, sorted(os.listdir(root)) + ['missing.wav', 'no/folder.wav'])
+
+
+def opened(path, convert):
+    try:
+        with AudioReader(convert=convert).open(path) as audio:
+            return audio.length / 16000
+    except AudioError:
+        return math.nan
+
+
+@pytest.mark.parametrize('convert', [True, False])
+@pytest.mark.parametrize('chunk, workers', [(256, 64), (3, 4), (1, 0)])
+def test_durations_are_those_of_files_that_are_opened(zoo, convert, chunk, workers, monkeypatch):
+    expected = [opened(path, convert) for path in zoo]
+    assert 15 < np.isnan(expected).sum() < len(expected) - 10
+    monkeypatch.setattr(reading, 'CHUNK', chunk)
+    reader = AudioReader(convert=convert)
+    np.testing.assert_array_equal(durations(zoo, reader, workers), expected)
+    np.testing.assert_array_equal(durations(list(zoo), reader, workers), expected)
+    assert not reader.converted
+
+
+def test_file_forms_are_frames_rate_and_channels(zoo):
+    forms = file_forms(zoo)
+    found = dict(zip((path.name for path in zoo), map(tuple, forms.tolist())))
+    for name, form in {
+        'mono.wav': (8000, 16000, 1),
+        '8k_stereo.wav': (4001, 8000, 2),
+        '44k.wav': (44103, 44100, 1),
+        'float.wav': (777, 16000, 1),
+        '24_bit.wav': (999, 16000, 1),
+        'late.wav': (8000, 16000, 1),
+        'pipe.wav': (8000, 16000, 1),
+    }.items():
+        assert found[name] == form
+        assert found.get(name.replace('.wav', '.flac'), form) == form
+    assert found['missing.wav'] == found['noise.wav'] == (0, 0, 0)
+    rows = np.array([[8000, 8000, 1], [8000, 16000, 2], [0, 16000, 1], [0, 0, 0]])
+    expected = [1.0, 0.5, math.nan, math.nan]
+    np.testing.assert_array_equal(seconds_of(rows, AudioReader()), expected)
+    assert np.isnan(seconds_of(rows, AudioReader(convert=False))).all()
+
+
+def test_no_files_have_no_durations(tmp_path):
+    for paths in ([], Paths(tmp_path, [])):
+        assert durations(paths, AudioReader()).shape == (0,)
+
+
+def test_durations_of_a_packed_folder_come_from_its_index(tmp_path, monkeypatch):
+    names = ['b/v/1.wav', 'a/v/2.flac', 'a/v/1.wav', 'a/v/float.wav']
+    for i, name in enumerate(names):
+        (tmp_path / 'wav' / name).parent.mkdir(parents=True, exist_ok=True)
+        kind = {'subtype': 'FLOAT'} if 'float' in name else {}
+        write(tmp_path / 'wav' / name, wave(4000 + i), 8000, **kind)
+    packed = pack(tmp_path / 'wav', tmp_path / 'packed')
+    looked = []
+
+    def forms(paths, workers):
+        looked.extend(path.name for path in paths)
+        return file_forms(paths, workers)
+
+    monkeypatch.setattr(reading, 'file_forms', forms)
+    wanted = [*names, 'a/v/missing.wav']
+    found = durations(Paths(packed.root, wanted), AudioReader())
+    np.testing.assert_array_equal(found, [0.5, 0.500125, 0.50025, 0.500375, math.nan])
+    assert looked == ['float.wav', 'missing.wav']  # what the index does not tell
+    strict = durations(Paths(packed.root, wanted), AudioReader(convert=False))
+    assert np.isnan(strict).all()

@@ -5,11 +5,11 @@ import gzip
 import io
 import lzma
 import tarfile
-from io import FileIO
 
 import pytest
 
 from shared.datasets.items import DataError
+from shared.datasets.outer_files import LocalFile, Window
 from shared.datasets.tars import members
 
 FORMATS = {'ustar': tarfile.USTAR_FORMAT, 'gnu': tarfile.GNU_FORMAT, 'pax': tarfile.PAX_FORMAT}
@@ -33,8 +33,19 @@ def packed(path, entries, kind='pax'):
 
 
 def found(path):
-    with FileIO(path) as file:
-        return list(members(file, path))
+    file = LocalFile(path)
+    expected = outcome(lambda: members(file, path))
+    for width in (512, 1024, 4096):
+        assert outcome(lambda w=width: members(Window(file, w), path)) == expected
+    return list(members(file, path))
+
+
+def outcome(look):
+    """The members, or the error."""
+    try:
+        return list(look())
+    except DataError as error:
+        return str(error)
 
 
 @pytest.mark.parametrize('kind', FORMATS)

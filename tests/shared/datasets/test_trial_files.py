@@ -8,9 +8,10 @@ import pytest
 import soundfile
 
 from shared import ddp
-from shared.datasets import trial_files
+from shared.datasets import trial_files, voxceleb
 from shared.datasets.decoding import AudioError
 from shared.datasets.items import DataError
+from shared.datasets.packed import pack
 from shared.datasets.trial_files import (
     TrialFiles,
     drawn_trials,
@@ -77,10 +78,10 @@ def test_headers_are_read_once_for_any_number_of_passes(root, trials, monkeypatc
 
     def counted(*arguments):
         calls.append(1)
-        return durations(*arguments)
+        return file_forms(*arguments)
 
-    durations = trial_files.durations
-    monkeypatch.setattr(trial_files, 'durations', counted)
+    file_forms = trial_files.file_forms
+    monkeypatch.setattr(trial_files, 'file_forms', counted)
     files = TrialFiles(trials, root, budget_seconds=10, workers=0)
     assert not calls  # none before they are needed
     for _ in range(2):
@@ -101,6 +102,11 @@ def test_files_of_another_rate_or_stereo_are_counted_once_however_often_read(roo
     assert lengths == {0: 4000, 1: 4000, 2: 4000, 3: 2000}
 
 
+def test_files_that_do_not_open_are_not_counted_as_converted(root, trials):
+    (root / 'id0/v0/0.wav').write_bytes(b'')
+    assert TrialFiles(trials, root, budget_seconds=1, workers=0).converted == {}
+
+
 def test_a_broken_test_file_is_an_error_when_it_is_read(root, trials):
     (root / 'id0/v0/0.wav').write_bytes(b'RIFF but no wave file')
     files = TrialFiles(trials, root, budget_seconds=10, workers=0)
@@ -111,7 +117,7 @@ def test_a_broken_test_file_is_an_error_when_it_is_read(root, trials):
 def test_training_list_takes_a_list_with_seconds_as_it_is(root, tmp_path):
     given = tmp_path / 'train.txt'
     given.write_text('spk id1/v0/4.wav 9.5\nspk id0/v0/0.wav 7.5\n')
-    found = training_list(root, given, tmp_path / 'kept.txt', workers=1)
+    found = training_list(root, given, tmp_path / 'kept.txt')
     assert found.seconds.tolist() == [9.5, 7.5] and not (tmp_path / 'kept.txt').exists()
 
 
@@ -120,7 +126,7 @@ def test_training_list_reads_seconds_once_where_none_are_listed(listed, root, tm
     given = tmp_path / 'given.txt'
     given.write_text('spk id1/v0/4.wav\nspk id0/v0/0.wav\n')
     kept = tmp_path / 'lists' / 'train.txt'
-    found = training_list(root, given if listed else None, kept, workers=1)
+    found = training_list(root, given if listed else None, kept)
     numbers = [4, 0] if listed else range(8)
     assert [found.name(i)[-5] for i in range(len(found))] == list(map(str, numbers))
     assert found.seconds.tolist() == [(i + 1) / 16 for i in numbers]
@@ -128,8 +134,54 @@ def test_training_list_reads_seconds_once_where_none_are_listed(listed, root, tm
 
     soundfile.write(root / 'id0/v0/0.wav', np.zeros(99), 16000)  # not looked at again
     (root / 'id0/v0/new.wav').write_bytes((root / 'id0/v0/0.wav').read_bytes())
-    again = training_list(root, given if listed else None, kept, workers=1)
+    again = training_list(root, given if listed else None, kept)
     assert again.seconds.tolist() == found.seconds.tolist()
+
+
+def test_training_list_of_files_none_of_which_can_be_read_says_so_of_the_first(root, tmp_path):
+    for path in root.rglob('*.wav'):
+        path.write_bytes(b'')
+    with pytest.raises(AudioError, match='id0/v0/0.wav: cannot be opened as audio'):
+        training_list(root, None, tmp_path / 'kept.txt')
+    assert not (tmp_path / 'kept.txt').exists()
+
+
+def test_training_list_is_not_read_back_by_the_rank_that_wrote_it(root, tmp_path, monkeypatch):
+    read, kept = voxceleb.read_list, tmp_path / 'train.txt'
+    monkeypatch.setattr(voxceleb, 'read_list', None)
+    made = training_list(root, None, kept)
+    monkeypatch.setattr(voxceleb, 'read_list', read)
+    again = training_list(root, None, kept)
+    for name in ('root', 'speaker_ids'):
+        assert getattr(made, name) == getattr(again, name)
+    for name in ('paths', 'speakers', 'seconds'):
+        np.testing.assert_array_equal(getattr(made, name), getattr(again, name))
+
+
+def test_one_rank_of_each_machine_looks_for_the_files_of_a_list(root, tmp_path, monkeypatch):
+    given, kept = tmp_path / 'given.txt', tmp_path / 'trials.txt'
+    given.write_text('s id0/v0/0.wav 1\ns id0/v0/gone.wav 1\n')
+    drawn_trials(root, kept, 5, seed=0)
+    os.rename(root / 'id1', root / 'id9')
+    monkeypatch.setattr(ddp, 'local_rank', lambda: 1)
+    assert len(training_list(root, given, tmp_path / 'train.txt')) == 2
+    assert len(drawn_trials(root, kept, 5, seed=0)) == 10
+    monkeypatch.setattr(ddp, 'local_rank', lambda: 0)
+    with pytest.raises(DataError, match='1 listed files are not below .*: id0/v0/gone.wav'):
+        training_list(root, given, tmp_path / 'train.txt')
+    with pytest.raises(DataError, match='listed files are not below .*: id1/'):
+        drawn_trials(root, kept, 5, seed=0)
+
+
+def test_lists_of_a_packed_folder_are_those_of_the_folder(root, tmp_path):
+    pack(root, tmp_path / 'packed')
+    kept = [tmp_path / 'one.txt', tmp_path / 'other.txt']
+    for folder, path in zip((root, tmp_path / 'packed'), kept):
+        training_list(folder, None, path)
+        assert drawn_trials(folder, f'{path}.trials', 6, seed=1).labels.sum() == 6
+    assert kept[0].read_bytes() == kept[1].read_bytes() and kept[0].read_text().count('\n') == 8
+    first, second = (path.with_name(f'{path.name}.trials').read_bytes() for path in kept)
+    assert first == second
 
 
 def test_drawn_trials_are_drawn_once_and_reproducible(root, tmp_path):
@@ -154,7 +206,7 @@ def test_a_kept_list_of_files_that_are_gone_is_refused(root, tmp_path):
 def made_by_rank_zero(root, folder):
     """Lists of this rank; rank 0 comes late, so that one that did not wait has another or none."""
     time.sleep(0.3 * ddp.is_main())
-    train = training_list(root, None, f'{folder}/train.txt', 1)
+    train = training_list(root, None, f'{folder}/train.txt')
     time.sleep(0.3 * ddp.is_main())
     trials = drawn_trials(root, f'{folder}/valid.txt', 6, seed=10 + ddp.rank())
     return train.seconds.tolist(), trials.sha256

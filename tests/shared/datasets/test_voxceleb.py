@@ -56,6 +56,31 @@ def test_read_folder_says_what_is_wrong(corpus, tmp_path):
         read_folder('')
 
 
+@pytest.mark.parametrize(
+    'name, what',
+    [
+        ('a/my video/1.wav', r"the name of 'a/my video/1\.wav' has a space in it"),
+        ('a/v/1\u3000.wav', r"'a/v/1\\u3000\.wav' has a space in it, where a list would end it"),
+        ('a/v/1\n.wav', r"'a/v/1\\n\.wav' has a space in it"),
+        ('a/v/\udcff.wav', r"'a/v/\\udcff\.wav' is not UTF-8, as lists are: rename it"),
+    ],
+    ids=['space', 'wide space', 'line end', 'bytes'],
+)
+def test_read_folder_refuses_names_that_no_list_can_hold(corpus, name, what):
+    (corpus / name).parent.mkdir(exist_ok=True)
+    (corpus / name).touch()
+    with pytest.raises(DataError, match=what):
+        read_folder(corpus)
+
+
+def test_read_folder_takes_names_in_any_script_and_a_list_gives_them_back(corpus, tmp_path):
+    (corpus / 'a' / 'v' / 'ü音.wav').touch()
+    found = read_folder(corpus)
+    found.write(tmp_path / 'list.txt')
+    assert found.name(2) == 'a/v/ü音.wav'
+    assert read_list(tmp_path / 'list.txt', corpus).paths.tolist() == found.paths.tolist()
+
+
 def test_read_list_keeps_order_sorts_speakers_and_takes_the_last_column(corpus, tmp_path):
     path = listed(tmp_path, 'b b/v/1.wav x 8.064\n\na a/v/1.wav y 4.1\nb b/w/2.wav z 5\n')
     found = read_list(path, corpus)
@@ -75,6 +100,13 @@ def test_read_list_returns_what_write_wrote(corpus, tmp_path):
     again = read_list(tmp_path / 'again.txt', corpus)
     assert again.paths.tolist() == first.paths.tolist()
     np.testing.assert_array_equal(again.seconds, first.seconds)
+
+
+def test_seconds_are_read_as_they_were_to_the_last_bit(corpus, tmp_path):
+    first = read_list(listed(tmp_path, 'b b/v/1.wav 1\na a/v/1.wav 2\n'), corpus)
+    first.seconds[:] = [16000001 / 16000, 1 / 3]
+    first.write(tmp_path / 'again.txt')
+    assert read_list(tmp_path / 'again.txt', corpus).seconds.tolist() == first.seconds.tolist()
 
 
 def test_read_list_in_many_chunks_equals_one(corpus, tmp_path, monkeypatch):
@@ -196,6 +228,25 @@ def test_draw_trials_is_seeded_and_read_back_as_written(tmp_path):
 def test_draw_trials_of_one_video_uses_it_and_gives_what_there_is(tmp_path):
     trials = draw_trials(many(tmp_path, speakers=2, videos=1, files=2), 50, 50, seed=0)
     assert trials.labels.sum() == 2 and len(trials) == 6
+
+
+@pytest.mark.parametrize(
+    'speakers, videos, files, targets, nontargets',
+    [(2, 2, 2, 8, 16), (3, 1, 3, 9, 27), (2, 3, 1, 6, 9)],
+)
+def test_draw_trials_stops_when_it_has_all_pairs(
+    tmp_path, monkeypatch, speakers, videos, files, targets, nontargets
+):
+    known, distinct = [], voxceleb._distinct
+
+    def noted(draw, count, possible):
+        known.append(possible)
+        return distinct(draw, count, possible)
+
+    monkeypatch.setattr(voxceleb, '_distinct', noted)
+    trials = draw_trials(many(tmp_path, speakers, videos, files), 10**9, 10**9, seed=0)
+    assert known == [targets, nontargets]  # 20 billion draws, were they not known
+    assert trials.labels.sum() == targets and len(trials) == targets + nontargets
 
 
 def test_draw_trials_refuses_a_corpus_without_pairs(tmp_path):

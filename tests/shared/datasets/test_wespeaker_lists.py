@@ -3,11 +3,14 @@
 import json
 import re
 
+import fsspec
 import numpy as np
 import pytest
 import soundfile
+from fsspec.implementations.memory import MemoryFileSystem
 
 from shared.datasets.items import DataError
+from shared.datasets.packed import pack
 from shared.datasets.reading import AudioReader
 from shared.datasets.shards import write_shards
 from shared.datasets.voxceleb import read_folder
@@ -94,19 +97,42 @@ def test_wav_scp_takes_speakers_from_utt2spk(data):
 
 def test_shard_list_gives_the_folder(data):
     listed = write_shards(read_folder(data / 'wav'), data / 'set', per_shard=2)
-    found = read_shard_list(listed, data / 'index.npz')
+    found = read_shard_list(listed, data / 'kept')
     check(found, sorted(NAMES))
     moved = text(data, listed.read_text(), 'moved.list')
-    again = read_shard_list(moved, data / 'index.npz', root=data / 'set')
+    again = read_shard_list(moved, data / 'kept', root=data / 'set')
     assert again.paths.tolist() == found.paths.tolist()
     absolute = ''.join(f'{data}/set/{line}\n' for line in listed.read_text().split())
-    read_shard_list(text(data, absolute, 'absolute.list'), data / 'index.npz', root='/nowhere')
+    read_shard_list(text(data, absolute, 'absolute.list'), data / 'kept', root='/nowhere')
+
+
+def test_shard_list_may_hold_urls(data, monkeypatch):
+    monkeypatch.setattr(MemoryFileSystem, 'store', {})
+    listed = write_shards(read_folder(data / 'wav'), data / 'set')
+    (line,) = listed.read_text().split()
+    fsspec.filesystem('memory').pipe_file('/b/1.tar', (data / 'set' / line).read_bytes())
+    for name in ('memory://b/1.tar', f'file://{data}/set/{line}'):
+        found = read_shard_list(text(data, name, 'urls.list'), data / name[:3])
+        check(found, sorted(NAMES))
+        assert found.name(0) == 'a/v/2.flac' and found.root == data / name[:3]
+
+
+@pytest.mark.parametrize('rows', [NAMES, NAMES[1:], NAMES[:1]], ids=['all', 'below a', 'one'])
+def test_lists_may_name_files_of_a_packed_folder(data, rows):
+    pack(data / 'wav', data / 'set', per_shard=2)
+    listed = raw(data, *(row(name, wav=f'set/{name}') for name in rows))
+    found = read_raw_list(listed)
+    check(found, rows, tuple(sorted({name[0] for name in rows})))
+    assert found.root == data / 'set' and [found.name(i) for i in range(len(rows))] == [*rows]
+    lost = raw(data, row('a/v/2.flac', wav='set/a/v/3.flac'))
+    with pytest.raises(DataError, match=r'1 listed files are not below .*/set: a/v/3\.flac;'):
+        read_raw_list(lost)
 
 
 def test_list_of_any_kind_is_known_by_its_first_line(data):
     listed = write_shards(read_folder(data / 'wav'), data / 'set')
     scp = text(data, '\n' + ''.join(f'{name} wav/{name}\n' for name in NAMES))
-    kept, pairs = data / 'index.npz', utt2spk(data, 'c/v/1.wav')
+    kept, pairs = data / 'kept', utt2spk(data, 'c/v/1.wav')
     check(read_list(raw(data, *map(row, NAMES)), kept))
     check(read_list(listed, kept), sorted(NAMES))
     for path in (raw(data, *map(row, NAMES)), scp):
@@ -185,12 +211,12 @@ def test_wav_scp_and_utt2spk_name_what_is_wrong(data, lines, pairs, what):
 def test_shard_list_names_what_is_wrong(data, lines, what):
     path = text(data, lines, 'shard.list')
     with pytest.raises(DataError, match=re.escape(f'{path}: {what.replace("DATA", str(data))}')):
-        read_shard_list(path, data / 'index.npz')
-    assert not (data / 'index.npz').exists()
+        read_shard_list(path, data / 'kept')
+    assert not (data / 'kept').exists()
 
 
 def test_lists_that_are_missing_are_said(data):
-    for read in (read_raw_list, lambda path: read_list(path, data / 'index.npz')):
+    for read in (read_raw_list, lambda path: read_list(path, data / 'kept')):
         with pytest.raises(DataError, match=r'nowhere: cannot be read \(No such file'):
             read(data / 'nowhere')
     with pytest.raises(DataError, match=r'nowhere: cannot be read'):
