@@ -1,13 +1,14 @@
 """Seconds and memory of everything before training, on a corpus as large as VoxCeleb2.
 
-    python benchmarks/scale.py                  # 1,100,000 files: about ten minutes, 5 GB of disk
+    python benchmarks/scale.py                  # 1,100,000 files: ten minutes and more, 5 GB of disk
     python benchmarks/scale.py --files 20000    # for a look
 
 The tree has the shape of VoxCeleb2 (6,000 speakers, 145,000 videos) and PCM-16 wavs of 4 to 14 s
 whose samples are holes: a header on the disk, zeros when read. It is made first, untimed, in a
 temporary folder that is removed at the end. Each step is a process of its own, timed from outside,
-its start and imports included; caches are warm, as the tree was just written. Peak memory is that
-of the largest process of a step.
+its start and imports included. Caches are as writing the tree left them: warm on an idle machine
+with 8 GB to spare; else the first step reads all headers from the disk. Peak memory is that of the
+largest process of a step.
 """
 
 import argparse

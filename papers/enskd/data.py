@@ -114,7 +114,7 @@ def training_set(args):
     """The training utterances of a folder, a list of VoxCeleb's kind or one of wespeaker's (2.2)."""
     given, lists = args['list_train'], Path(args['path_log']) / 'lists'
     if names_its_files(args):
-        return read_list(given, lists / 'shards.npz', utt2spk=args['utt2spk'])
+        return read_list(given, lists / 'shards', utt2spk=args['utt2spk'])
     return training_list(args['path_train'], given, lists / 'train.txt')
 
 

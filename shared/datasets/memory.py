@@ -4,10 +4,10 @@ Their 16-bit samples lie in an anonymous file of the kernel (memfd): it needs no
 and is gone with the last process that maps it, however that ends. Samples are the same from there
 as from the disk, bit for bit; what is not there is read from the disk.
 
-Measured with benchmarks/loader.py: a sample of 3 s with room and noise takes a worker 0.41 ms
-instead of 0.49 from a local disk that the system caches, hardly worth the memory; where opening a
-file takes 2 ms, as on network disks (simulated), 3.5 ms instead of 8.4. Filling takes 1.5 s of
-processor time a GiB.
+A sample of 3 s with room and noise took a worker 0.41 ms instead of 0.49 from a local disk that the
+system caches, hardly worth the memory; where opening a file takes 2 ms, as on network disks
+(simulated), 3.5 ms instead of 8.4 (measured once; benchmarks/loader.py has a row of the former).
+Filling takes about 1.5 s of processor time a GiB.
 """
 
 import contextlib

@@ -393,7 +393,7 @@ def test_classes_of_a_part_are_those_of_the_whole_where_utt2spk_names_them(corpu
 
 def test_index_of_shards_is_kept_in_the_run_folder(corpus, lists, tmp_path):
     corpus(**lists['shards'])
-    assert (tmp_path / 'log/lists/shards.npz').exists()
+    assert (tmp_path / 'log/lists/shards/index.npz').exists()
 
 
 def test_paths_that_a_run_needs_depend_on_the_kind_of_list(enskd, corpus, lists):
