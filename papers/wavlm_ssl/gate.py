@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 
 from losses import SMALLEST
 from shared import ddp
@@ -33,6 +31,9 @@ def fit_gate(losses):
     Where the densities do not cross between the means (one mode, constant losses, none), the
     threshold is None, and the caller keeps the one it has (quirk 8).
     """
+    from sklearn.exceptions import ConvergenceWarning  # here: slow to load
+    from sklearn.mixture import GaussianMixture
+
     losses = np.asarray(losses, dtype=np.float64)
     x = np.log(np.maximum(losses[np.isfinite(losses)], SMALLEST))  # quirk 7
     if len(x) < 2 or x.min() == x.max():

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.signal import lfilter
 
 from shared.datasets.derived import make_files
 from shared.datasets.musan import write_pcm16
@@ -119,6 +118,8 @@ def bubbles(rng: np.random.Generator, samples: int) -> np.ndarray:
 
 def engine(rng: np.random.Generator, samples: int) -> np.ndarray:
     """A motor (L,) that speeds up and slows down: a pulse train through two resonances."""
+    from scipy.signal import lfilter  # here, as it takes a second to load
+
     time = np.arange(samples) / RATE
     swing = np.sin(2 * np.pi * rng.uniform(0.1, 0.5) * time + rng.uniform(0, 2 * np.pi))
     turns = np.cumsum(rng.uniform(25, 70) * 2 ** (0.5 * swing)) / RATE

@@ -7,9 +7,7 @@ between two videos of one person is everything but the person.
 from dataclasses import dataclass
 
 import numpy as np
-import pyroomacoustics as pra
 from scipy.fft import next_fast_len
-from scipy.signal import fftconvolve
 
 from shared.datasets.demo_voices import RATE
 
@@ -27,8 +25,6 @@ NOISES = ('coloured', 'modulated', 'clicks', 'hum', 'band')
 SCALE = np.array([0, 2, 4, 5, 7, 9, 11])  # semitones of a major scale
 
 # Its 10 Hz high-pass runs backwards too: an echo that is heard before the sound.
-pra.constants.set('rir_hpf_enable', False)
-pra.constants.set('num_threads', 1)  # the processes that build the corpus are the parallelism
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ def draw_scene(rng: np.random.Generator, channel_db: float, snr_db: tuple[float,
 def record(rng: np.random.Generator, scene: Scene, speech: np.ndarray) -> np.ndarray:
     """Puts clean speech (L,) into a scene: (L,) float32 below full scale."""
     samples = len(speech)
-    wave = fftconvolve(speech, scene.response)[:samples]
+    wave = convolved(speech, scene.response)[:samples]
     noise = np.resize(np.roll(scene.noise, rng.integers(len(scene.noise))), samples)
     snr = scene.snr + rng.uniform(-2, 2)  # dB: people move
     wave = wave / rms(wave) + noise / rms(noise) * 10 ** (-snr / 20)
@@ -92,9 +88,20 @@ def draw_room(rng: np.random.Generator, size: str) -> tuple[np.ndarray, float]:
     return sides, rng.uniform(0.2, 0.7)
 
 
+def convolved(wave: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """The full convolution of two signals, by FFT."""
+    from scipy.signal import fftconvolve  # here: it takes a second that most runs do not need
+
+    return fftconvolve(wave, response)
+
+
 def draw_rir(rng: np.random.Generator, room: tuple[np.ndarray, float]) -> np.ndarray:
     """Draws a talker and a microphone in `room`: (K,) impulse response, peak 1, silence cut."""
     sides, absorption = room
+    import pyroomacoustics as pra  # here, as it takes a second to load
+
+    pra.constants.set('rir_hpf_enable', False)
+    pra.constants.set('num_threads', 1)  # the processes that build the corpus are the parallelism
     box = pra.ShoeBox(sides, fs=RATE, materials=pra.Material(absorption), max_order=IMAGE_ORDER)
     box.add_source(sides * rng.uniform(0.15, 0.85, size=3))
     box.add_microphone(sides * rng.uniform(0.15, 0.85, size=3))
@@ -119,7 +126,7 @@ def draw_noise(rng: np.random.Generator, kind: str, samples: int) -> np.ndarray:
         hits = np.zeros(samples)
         count = max(int(samples / RATE * rng.uniform(1, 8)), 1)
         hits[rng.integers(samples, size=count)] = rng.uniform(0.2, 1, size=count)
-        wave = wave + fftconvolve(hits, ring)[:samples]
+        wave = wave + convolved(hits, ring)[:samples]
     elif kind == 'band':
         low = rng.uniform(100, 3000)  # Hz
         wave = coloured(rng, samples, slope=0.0, band=(low, low * rng.uniform(1.5, 3)))

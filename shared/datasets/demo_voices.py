@@ -13,7 +13,6 @@ from pathlib import Path
 
 import espeakng_loader
 import numpy as np
-from scipy.signal import resample_poly
 
 RATE = 16000  # Hz, of every file of the corpus
 ESPEAK_RATE = 22050  # Hz, espeak-ng's own
@@ -210,6 +209,8 @@ class Synthesiser:
             if self._spoken == before:
                 raise RuntimeError(f'espeak-ng says nothing for {text!r}')
         wave = np.concatenate(self._blocks)[: self._wanted].astype(np.float32) / 2**15
+        from scipy.signal import resample_poly  # here, as it takes a second to load
+
         return resample_poly(wave, *RESAMPLE)[:samples].astype(np.float32)
 
     def _receive(self, wave, count: int, events) -> int:

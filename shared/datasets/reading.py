@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from scipy.signal import resample_poly
 from tqdm import tqdm
 
 from shared import ddp
@@ -157,7 +156,7 @@ class Audio:
         last = -(-(start + length) // self.up) + margin
         frames = min(last * self.down, self.file.frames) - first * self.down
         wave = self.file.read(first * self.down, frames, self.channel)
-        wave = resample_poly(wave, self.up, self.down)
+        wave = _resample_poly(wave, self.up, self.down)
         skip = start - first * self.up
         return wave[skip : skip + length].astype(np.float32)
 
@@ -172,6 +171,12 @@ class Audio:
         if not self.counted:
             self.counted = True
             self.reader.converted.update(self.conversions)
+
+
+def _resample_poly(wave: np.ndarray, up: int, down: int) -> np.ndarray:
+    from scipy.signal import resample_poly  # here: it takes a second that most runs do not need
+
+    return resample_poly(wave, up, down)
 
 
 def durations(paths: Sequence[Path], reader: AudioReader, workers: int = AT_ONCE) -> np.ndarray:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 from shared.datasets.demo import DemoCorpus
@@ -81,6 +80,8 @@ def statistics(
 
 def discriminant(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Rows of `test` in the discriminant space of `train`, centred on its mean, float32."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # here: slow to load
+
     mean, deviation = train.mean(axis=0), train.std(axis=0) + 1e-5
     train, test = (train - mean) / deviation, (test - mean) / deviation
     dimensions = min(DIMENSIONS, len(np.unique(labels)) - 1, train.shape[1])
