@@ -1,0 +1,36 @@
+#!/usr/bin/env python3
+"""`docker run` as far as docker/run.sh uses it, by buildah: for a machine without an engine.
+
+Users, mounts and variables are real; GPUs, limits and networks of containers are not.
+"""
+
+import subprocess
+import sys
+
+ALONE = {'--rm', '--init', '--interactive', '--tty'}
+KEPT = {'--user', '--env', '--volume'}
+DROPPED = {'--shm-size', '--ulimit', '--stop-timeout', '--network', '--gpus'}
+
+
+def main(words: list[str]) -> int:
+    """Runs the container and removes it; the exit status is that of its command."""
+    assert words.pop(0) == 'run'
+    options = []
+    while words[0].startswith('-'):
+        name = words.pop(0)
+        if name not in ALONE:
+            value = words.pop(0)
+            options += [name, value] if name in KEPT else []
+            assert name in KEPT | DROPPED, f'unknown option {name}'
+    image, *command = words
+    made = subprocess.run(['buildah', 'from', image], capture_output=True, text=True, check=True)
+    container = made.stdout.strip()
+    try:
+        run = ['buildah', 'run', '--isolation', 'chroot', *options, container, '--', *command]
+        return subprocess.run(run).returncode
+    finally:
+        subprocess.run(['buildah', 'rm', container], stdout=subprocess.DEVNULL)
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
