@@ -120,7 +120,11 @@ def test_settings_are_those_of_the_spec_and_of_the_presets(wavlm_ssl, preset):
     found = {name: experiment[name] for name in SPEC}
     assert found == SPEC | PRESETS.get(preset, {})
     assert not experiment['amp'] and experiment['sync_bn']  # float32; 8.1
-    assert (system['num_workers'], system['checkpointing'], system['compile']) == (None, False, False)
+    assert (system['num_workers'], system['checkpointing'], system['compile']) == (
+        None,
+        False,
+        False,
+    )
     assert wavlm_ssl.arguments.PRESETS.keys() == PRESETS.keys()
 
 
