@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint bench clean-venv
+.PHONY: help demo test lint bench image
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: *.*## */: /' | column -t -s ':'
@@ -28,6 +28,9 @@ lint: $(STAMP)   ## ruff, format check, mypy on shared/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+image:           ## the Docker image, on NGC's PyTorch
+	docker/build.sh
 
 bench: $(STAMP)  ## every benchmark, as one table in benchmarks/README.md; about an hour
 	$(BIN)/python benchmarks/run.py

@@ -122,7 +122,10 @@ def commit() -> str:
 
     def git(*words: str) -> str:
         command = ['git', '-C', str(HERE), *words]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        try:
+            return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        except FileNotFoundError:  # no git here
+            return ''
 
     changed = git(
         'status', '--porcelain', '--untracked-files=no', '--', '.', '../shared', '../papers'

@@ -15,5 +15,6 @@ exec "${CONTAINER:-docker}" build \
   ${BASE_IMAGE:+--build-arg "BASE_IMAGE=$BASE_IMAGE"} \
   ${PIP_CONF:+--secret "id=pip_conf,src=$PIP_CONF"} \
   ${CA_BUNDLE:+--secret "id=ca_bundle,src=$CA_BUNDLE"} \
+  --build-arg "REVISION=$revision" \
   --label "org.opencontainers.image.revision=$revision" \
   --file docker/Dockerfile --tag "${1:-sv-papers}" .

@@ -1,5 +1,6 @@
 """Where a number came from: source, commit, environment. Nothing here fails for want of git."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -35,9 +36,12 @@ def commit(folder: Path) -> tuple[str, str]:
     """The commit that `folder` is checked out at, and its uncommitted changes as a patch.
 
     Returns:
-        Text for `commit.txt`, and the patch ('' when clean or without git).
+        Text for `commit.txt`, and the patch ('' when clean or without git). Without git the text
+        is of SV_REVISION, which images set.
     """
     head = _git(folder, 'rev-parse', 'HEAD')
+    if head is None and (revision := os.environ.get('SV_REVISION')):  # an image has no git
+        return f'{revision} (image)\n', ''
     if head is None:
         return 'no git commit: the scripts folder holds the source\n', ''
     status = _git(folder, 'status', '--porcelain') or ''

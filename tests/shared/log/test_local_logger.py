@@ -142,11 +142,13 @@ def test_commit_file_names_the_commit_and_keeps_changes(tmp_path, recipe):
     assert '+lr = 2' in patch and MARKER not in patch
 
 
-def test_commit_file_is_written_without_git(tmp_path, recipe, monkeypatch):
+@pytest.mark.parametrize('revision, text', [('', 'no git commit'), ('abc', 'abc (image)')])
+def test_commit_file_is_written_without_git(revision, text, tmp_path, recipe, monkeypatch):
+    monkeypatch.setenv('SV_REVISION', revision)
     monkeypatch.setenv('PATH', '')
     monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path))
     start(tmp_path / 'run', recipe)
-    assert 'no git commit' in (tmp_path / 'run/commit.txt').read_text()
+    assert text in (tmp_path / 'run/commit.txt').read_text()
     assert not (tmp_path / 'run/diff.patch').exists()
 
 
