@@ -140,7 +140,7 @@ def _index(given) -> Iterator[str]:
     from shared.datasets.packed import index
 
     packed = index(given.tars, given.out)
-    yield f'{packed.root}: {len(packed.names):,} files of {len(given.tars):,} shards'
+    yield f'{packed.root}: {len(packed.names):,} files'
 
 
 RUNS = {
