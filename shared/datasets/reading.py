@@ -2,8 +2,9 @@
 
 import math
 import os
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +21,8 @@ from shared.datasets.packed import packed_folder
 
 ONE = Fraction(1)
 FILTER_REACH = 10  # resample_poly's filter spans +-10 * max(up, down) at the higher rate
+BLOCK = 64  # chunks of files between two looks at how fast the disk is
+AT_ONCE_SECONDS = 75e-6  # a file; what it takes when the system has it in memory, twice over
 AT_ONCE = 64  # files looked into at a time: network file systems and object stores answer slowly
 CHUNK = 256  # files that a thread is handed at a time
 
@@ -226,11 +229,29 @@ def file_forms(paths: Sequence[Path], workers: int = AT_ONCE) -> np.ndarray:
     starts = range(0, len(paths), CHUNK)
     bar = tqdm(total=len(paths), desc='headers', unit='file', disable=not ddp.is_main() or None)
     with ThreadPoolExecutor(max(workers, 1)) as pool, bar:
-        parts = pool.map(lambda start: _forms(paths[start : start + CHUNK]), starts)
-        for start, part in zip(starts, parts):
-            found[start : start + len(part)] = part
-            bar.update(len(part))
+        for first in range(0, len(starts), BLOCK):
+            for start, part in _looked(paths, starts[first : first + BLOCK], pool):
+                found[start : start + len(part)] = part
+                bar.update(len(part))
     return found
+
+
+def _looked(
+    paths: Sequence[Path], starts: Sequence[int], pool: ThreadPoolExecutor
+) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
+    """(start, forms) of chunks; where the first shows that the disk answers at once, without threads.
+
+    Which would then only wait for each other.
+    """
+
+    def look(start: int) -> tuple[int, list[tuple[int, int, int]]]:
+        return start, _forms(paths[start : start + CHUNK])
+
+    began = time.perf_counter()
+    probe = look(starts[0])
+    quick = time.perf_counter() - began < AT_ONCE_SECONDS * len(probe[1])
+    yield probe
+    yield from (map if quick else pool.map)(look, starts[1:])
 
 
 def _forms(paths: Sequence[Path]) -> list[tuple[int, int, int]]:

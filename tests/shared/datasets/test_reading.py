@@ -2,6 +2,7 @@
 
 import math
 import os
+import threading
 import warnings
 from collections import Counter
 from fractions import Fraction
@@ -299,6 +300,24 @@ def test_durations_are_those_of_files_that_are_opened(zoo, convert, chunk, worke
     np.testing.assert_array_equal(durations(zoo, reader, workers), expected)
     np.testing.assert_array_equal(durations(list(zoo), reader, workers), expected)
     assert not reader.converted
+
+
+@pytest.mark.parametrize('limit', [0.0, float('inf')], ids=['slow disk', 'quick disk'])
+def test_headers_are_the_same_with_and_without_threads(zoo, limit, monkeypatch):
+    expected, threads = file_forms(zoo), []
+
+    def noted(paths):
+        threads.append(threading.current_thread() is not threading.main_thread())
+        return forms(paths)
+
+    forms = reading._forms
+    monkeypatch.setattr(reading, '_forms', noted)
+    monkeypatch.setattr(reading, 'CHUNK', 1)
+    monkeypatch.setattr(reading, 'BLOCK', 3)
+    monkeypatch.setattr(reading, 'AT_ONCE_SECONDS', limit)
+    np.testing.assert_array_equal(file_forms(zoo), expected)
+    assert len(threads) == len(zoo) > 3
+    assert any(threads) == (limit == 0) and not all(threads)
 
 
 def test_file_forms_are_frames_rate_and_channels(zoo):
