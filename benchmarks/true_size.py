@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -72,14 +73,8 @@ class Slower:
     @contextmanager
     def applied(self, framework: nn.Module):
         """The framework, doing so."""
-        before = dict(vars(framework))
-        for name, value in self.changes(framework).items():
-            setattr(framework, name, value)
-        try:
+        with mock.patch.multiple(framework, **self.changes(framework)):
             yield
-        finally:
-            vars(framework).clear()
-            vars(framework).update(before)
 
 
 class Batches:
