@@ -57,6 +57,8 @@ def read_embeddings(path: str | Path) -> tuple[list[str], np.ndarray]:
         raise DataError(f'{path}: cannot be read ({error.strerror}): give a file') from None
     except Exception as error:  # torch raises many kinds for a damaged file
         reason = (str(error).strip().splitlines() or [repr(error)])[0][:120]
+        if reason.startswith('Weights only'):  # torch goes on to advise opening it nonetheless
+            reason = 'it holds more than tensors and plain values'
         raise DataError(f'{path}: no file of embeddings ({reason})') from None
     if not isinstance(entries, dict) or not entries:
         raise DataError(f'{path}: must be a dict of utterance -> (1, D), not {_kind(entries)}')

@@ -204,6 +204,11 @@ def lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f'{path}: cannot be read ({error.strerror}): give a list file') from None
 
 
+def leads_out(name: str) -> bool:
+    """Whether a listed path does not stay below the folder that it starts from."""
+    return name.startswith('/') or ('..' in name and '..' in name.split('/'))
+
+
 def bad_line(path: str | Path, number: int, fields: list[str], what: str) -> DataError:
     """The error about one line: file, number, what is wrong, its text."""
     return DataError(f'{path}: line {number} {what}: {" ".join(fields)[:120]!r}')

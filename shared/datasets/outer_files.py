@@ -5,6 +5,7 @@ loader workers may use the same open file.
 """
 
 import os
+import re
 import resource
 import stat
 import time
@@ -20,6 +21,7 @@ import fsspec
 from shared.datasets.items import DataError
 
 FILE_URL = 'file://'
+PASSWORD = re.compile(r'://[^/:@]*:[^/@]*@')  # of a URL
 WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before a request is made again
 OPEN_SHARE, MOST_OPEN = 4, 4096  # one in so many of a process's files, and never more
 CHANGES = ('ETag', 'LastModified', 'Last-Modified', 'mtime', 'updated', 'created')  # by file system
@@ -177,10 +179,16 @@ def place_of(line: str, root: str | Path, source: str | Path) -> str:
         source: the list, for messages.
 
     Raises:
-        DataError: the line is empty or holds control characters.
+        DataError: the line is empty or holds control characters, or a password, which would end up in
+            an index and in messages.
     """
     if not line or not line.isprintable():
         raise DataError(f'{source}: {line!r} is no path or URL of a tar')
+    if PASSWORD.search(line):
+        raise DataError(
+            f'{source}: a URL {line.partition("://")[0]}://... has a password in it: leave it to the '
+            'environment or the configuration of fsspec (~/.config/fsspec)'
+        )
     line = line.removeprefix(FILE_URL)
     return line if is_url(line) else os.path.abspath(os.path.join(root, line))
 

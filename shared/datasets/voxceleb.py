@@ -21,6 +21,7 @@ from shared.datasets.lists import (
     audio_files,
     bad_line,
     existing,
+    leads_out,
     lines,
     listing,
     require_files,
@@ -37,6 +38,7 @@ KNOWN_COUNTS = {  # trials of the published lists, original and cleaned
     552536: 'Vox1-H original',
     550894: 'Vox1-H cleaned',
 }
+BELOW = 'must name files by paths without `..`, relative to'
 TRIAL_LABELS = {'1': True, 'target': True, '0': False, 'nontarget': False}
 
 
@@ -98,6 +100,8 @@ def read_list(list_path: str | Path, root: str | Path, check_files: bool = True)
             raise bad_line(list_path, number, fields, f'has {what}')
         if not fields[1].endswith(AUDIO):
             raise bad_line(list_path, number, fields, 'column 2 must be a .wav or .flac path')
+        if leads_out(fields[1]):
+            raise bad_line(list_path, number, fields, f'{BELOW} {root}')
         columns.add(fields[0], fields[1])
         if width > 2:
             columns.seconds.append(_seconds(list_path, number, fields))
@@ -131,6 +135,8 @@ def read_trials(list_path: str | Path, root: str | Path | None = None) -> Trials
             what = f'must be {layout} with label 0/1 or target/nontarget'
             raise bad_line(list_path, number, fields, what)
         labels.append(TRIAL_LABELS[fields.pop(place).lower()])
+        if any(map(leads_out, fields)):
+            raise bad_line(list_path, number, fields, f'{BELOW} the folder of the files')
         for side, name in zip((enrol, test), fields):
             side.append(numbers.setdefault(name, len(numbers)))
     trials = _trials(Path(list_path).stem, list(numbers), enrol, test, labels, _digest(list_path))

@@ -5,8 +5,6 @@ import re
 from typing import Any
 
 MASK = '<redacted>'
-# Services whose keys live in the environment; `remember` adds what a caller passes by hand.
-ENVIRONMENT = ('WANDB_API_KEY', 'NEPTUNE_API_TOKEN', 'HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN')
 SHORTEST = 8  # characters; a shorter "key" would mask ordinary words
 
 _remembered: set[str] = set()
@@ -64,7 +62,8 @@ def redact(item: Any) -> Any:
 
 def redact_source(text: str) -> str:
     """`redact` for source text, whose prose may say `--key value` and means no key."""
-    known = {os.environ.get(name, '') for name in ENVIRONMENT} | _remembered
+    # keys of services and clouds, and whatever else of the environment is called like one
+    known = {value for name, value in os.environ.items() if is_secret_name(name)} | _remembered
     for secret in sorted(known, key=len, reverse=True):
         if len(secret) >= SHORTEST:
             text = text.replace(secret, MASK)
