@@ -48,8 +48,11 @@ if [ "$nodes" != 1 ]; then
   options+=(--network host)  # the machines' own addresses; no port is forwarded
   [ ! -e /dev/infiniband ] || options+=(--device /dev/infiniband --cap-add IPC_LOCK)
   options+=(--env TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1)  # a machine started anew finds the others
-  # Slurm's warning reaches the ranks as well as a plain end
-  options+=(--env 'TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1')
+  # Slurm's warning reaches the ranks as well as a plain end: PET_... is what torchrun reads since
+  # it has the option --signals-to-handle, the other what it read before
+  for name in PET TORCHELASTIC; do
+    options+=(--env "${name}_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+  done
   launch=(python -m torch.distributed.run --nnodes "$nodes" --nproc_per_node "$processes")
   launch+=(--max_restarts 3 --rdzv_backend c10d --rdzv_endpoint "$RDZV" --rdzv_id "$paper")
 fi

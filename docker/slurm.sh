@@ -2,8 +2,8 @@
 # One run on several machines of a Slurm cluster: sbatch docker/slurm.sh lgl --name try2
 #
 # A template: set the lines below and RUNS (a disk that all machines share) and DATA to what the
-# cluster has. The job puts itself back into the queue when its time is over or it is pre-empted,
-# and continues; a run that fails ends it.
+# cluster has. The job puts itself back into the queue when its time is over, it is pre-empted or a
+# rank hung (status 75), and continues; a run that fails ends it.
 #
 #SBATCH --job-name=sv-papers
 #SBATCH --nodes=2
@@ -40,8 +40,9 @@ while kill -0 "$run" 2> /dev/null; do  # a signal ended the wait, not the run
   wait "$run" || status=$?
 done
 
-if [ -n "$told" ] && [ "$status" -ne 0 ]; then
-  echo "told to stop (status $status): back into the queue"
+# torchrun ends a run that was told to stop in its own way, whatever the status of the ranks
+if [ "$status" -eq 75 ] || { [ -n "$told" ] && [ "$status" -ne 0 ]; }; then
+  echo "stopped (status $status): back into the queue"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

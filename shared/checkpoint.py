@@ -3,23 +3,31 @@
 One folder per phase of a recipe: `last.pt` (everything needed to continue), `best.pt` and
 `epoch_NNNN.pt` (weights only). Each file is written under a temporary name and renamed, so that a
 kill or a full disk leaves the previous one in place.
+
+On another number of processes a phase continues with the same batches in the same order, schedules,
+running means and history; every rank that was there before goes on with its own random numbers.
+What depends on who computes what does not stay equal: the dropout of ranks that come or go, and
+batch norm over the part of a batch that one process holds.
 """
 
+import contextlib
 import json
 import math
-import random
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
-from shared import ddp
+from shared import ddp, seed
 from shared.errors import UserError
-from shared.files import replacing, write_text
+from shared.files import remove_unfinished, replacing, write_text
+
+AGREE, MOST = 5.0, 10  # s and steps, after which ranks agree whether to save; torchrun grants 30 s
 
 
 class Checkpoint:
@@ -43,7 +51,8 @@ class Checkpoint:
             epoch_NNNN.pt. Give the module, not its DDP wrapper.
 
     Raises:
-        UserError: on construction, when last.pt is there but of another model, or unreadable.
+        UserError: on construction, when last.pt is there but of another model, or unreadable. On
+            every rank, when rank 0 cannot write.
     """
 
     def __init__(self, folder: str | Path, *, keep=3, save_minutes=10.0, **objects: Any) -> None:
@@ -51,8 +60,11 @@ class Checkpoint:
         self.history: list[dict[str, float]] = []  # one entry per finished epoch
         self.best: dict[str, float] | None = None  # {'epoch', 'value'}; the lowest, the earliest
         self.summary: dict[str, Any] | None = None  # set once the phase is finished
+        self.saved_by: int | None = None  # processes of the run that is continued
         self._objects, self._keep, self._save_seconds = objects, keep, save_minutes * 60
         self._epoch, self._batch = 1, 0  # the next step to do
+        self._pace = 1  # steps until the ranks ask each other again
+        self._saved = self._asked = 0.0  # s, monotonic
         self._resume()
 
     @property
@@ -66,33 +78,39 @@ class Checkpoint:
             yield self._epoch
 
     def batches(self, loader) -> Iterator:
-        """The batches of the epoch still to do; saves every `save_minutes` and on Ctrl-C.
+        """The batches of the epoch still to do; saves every `save_minutes` and when told to stop.
 
         Raises:
-            KeyboardInterrupt: after the state was saved.
+            ddp.Stopped: after the state was saved.
         """
         loader.batch_sampler.set_position(self._epoch, self._batch)
-        saved = time.monotonic()
+        self._saved = self._asked = time.monotonic()
+        steps = 0  # since the ranks last asked each other
         with ddp.deferred_interrupt():
             for batch in loader:
                 yield batch
-                self._batch += 1
-                # Several ranks agree on a save, which costs a message: every tenth step only.
-                if self._batch % 10 == 0 or ddp.world_size() == 1:
-                    late = time.monotonic() - saved > self._save_seconds
-                    if self._save_if_asked(late):
-                        saved = time.monotonic()
-            self._save_if_asked(late=False)
+                self._batch, steps = self._batch + 1, steps + 1
+                if self._batch % self._pace == 0:
+                    self._save_if_asked(steps)
+                    steps = 0
+            self._save_if_asked(0)
 
-    def _save_if_asked(self, late: bool) -> bool:
-        """Saves when time is up or Ctrl-C was pressed on any rank; returns whether it did."""
-        wishes = ddp.gather_objects((late, ddp.interrupt_requested()))
-        wanted = any(late or interrupted for late, interrupted in wishes)
-        if wanted:
+    def _save_if_asked(self, steps: int) -> None:
+        """Saves when time is up, after so many steps, or when any rank was told to stop."""
+        now = time.monotonic()
+        late = steps > 0 and now - self._saved > self._save_seconds
+        spent = (now - self._asked) / max(steps, 1)  # s a step
+        wishes = ddp.gather_objects((late, ddp.stop_requested(), spent))
+        if ddp.world_size() > 1 and steps:  # to ask costs a message, so not after every step
+            slowest = max(spent for _, _, spent in wishes)
+            self._pace = min(max(int(AGREE / max(slowest, 1e-9)), 1), MOST)
+        told = max(number for _, number, _ in wishes)
+        if told or any(late for late, _, _ in wishes):
             self.save()
-        if any(interrupted for _, interrupted in wishes):
-            raise KeyboardInterrupt
-        return wanted
+            self._saved = time.monotonic()
+        self._asked = time.monotonic()
+        if told:
+            raise ddp.Stopped(told, saved=True)
 
     @property
     def batches_done(self) -> int:
@@ -107,15 +125,15 @@ class Checkpoint:
         if better:
             self.best = _plain({'epoch': self._epoch, 'value': value})
         weights = self._objects['framework'].state_dict()
-        if ddp.is_main():
-            write(weights, self.folder / f'epoch_{self._epoch:04d}.pt')
-            if better:
-                write(weights, self.folder / 'best.pt')
+        names = [f'epoch_{self._epoch:04d}.pt', *(['best.pt'] if better else [])]
+        for name in names:
+            on_main(partial(write, weights, self.folder / name))
         self._epoch, self._batch = self._epoch + 1, 0
         self.save()
         if ddp.is_main():
             for old in range(1, self._epoch - self._keep):
-                (self.folder / f'epoch_{old:04d}.pt').unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the next epoch tries again
+                    (self.folder / f'epoch_{old:04d}.pt').unlink(missing_ok=True)
         return better
 
     def finish(self, summary: dict[str, Any] | None = None) -> None:
@@ -134,16 +152,16 @@ class Checkpoint:
             'history': self.history,
             'best': self.best,
             'summary': self.summary,
-            'generators': ddp.gather_objects(_generators()),
+            'generators': ddp.gather_objects(seed.generators()),
             'objects': {name: item.state_dict() for name, item in self._objects.items()},
         }
-        if ddp.is_main():
-            write(state, self.folder / 'last.pt')
         # One that ended after Ctrl-C would end rank 0 while it writes; one that reads the file
-        # next must not see the previous one.
-        ddp.barrier()
+        # next must not see the previous one. So the others wait.
+        on_main(partial(write, state, self.folder / 'last.pt'))
 
     def _resume(self) -> None:
+        if ddp.is_main():
+            remove_unfinished(self.folder)
         path = self.folder / 'last.pt'
         if not path.exists():
             return
@@ -165,8 +183,30 @@ class Checkpoint:
         self._epoch, self._batch = state['position']['epoch'], state['position']['batch']
         self.history, self.best = state['history'], state['best']
         self.summary = state['summary']
-        if len(state['generators']) == ddp.world_size():
-            _set_generators(state['generators'][ddp.rank()])
+        self.saved_by = len(state['generators'])
+        if ddp.rank() < self.saved_by:  # a new rank has the numbers that the recipe gave it
+            seed.set_generators(state['generators'][ddp.rank()])
+
+
+def on_main(work: Callable[[], None]) -> None:
+    """Calls it on rank 0, while the others wait; its `UserError` is every rank's."""
+    problem = None
+    if ddp.is_main():
+        try:
+            work()
+        except UserError as error:
+            problem = str(error)
+    # All to all: rank 0 may end after this, and nobody may still be waiting for it.
+    problem = ddp.gather_objects(problem)[0]
+    if problem is not None:
+        end_all(problem)
+
+
+def end_all(text: str) -> NoReturn:
+    """Raises a `UserError` that every rank has; rank 0 first, as it has a progress bar to clear."""
+    if not ddp.is_main():
+        time.sleep(0.5)
+    raise UserError(text)
 
 
 def write(state: Any, path: Path) -> None:
@@ -211,8 +251,7 @@ def once(path: Path, make: Callable[[], dict], key: Any) -> dict:
     if stored.keys() == {'key', 'result'} and stored['key'] == key:
         return stored['result']
     result = json.dumps({'key': key, 'result': _plain(make())}, indent=1)
-    if ddp.is_main():
-        write_text(path, result)
+    on_main(partial(write_text, path, result))
     return json.loads(result)['result']
 
 
@@ -273,27 +312,3 @@ def _plain(item: Any) -> Any:
     if isinstance(item, list | tuple):
         return [_plain(value) for value in item]
     return item.tolist() if isinstance(item, np.generic | np.ndarray | torch.Tensor) else item
-
-
-def _generators() -> dict[str, Any]:
-    """The state of every random generator of this process, as tensors and plain values."""
-    legacy = np.random.get_state(legacy=False)
-    keys = torch.from_numpy(legacy['state']['key'].astype(np.int64))
-    position, has_gauss, cached = legacy['state']['pos'], legacy['has_gauss'], legacy['gauss']
-    state = {
-        'python': random.getstate(),
-        'numpy': (legacy['bit_generator'], keys, position, has_gauss, cached),
-        'torch': torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state['cuda'] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_generators(state: dict[str, Any]) -> None:
-    random.setstate(state['python'])
-    kind, keys, *rest = state['numpy']
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state['torch'])
-    if 'cuda' in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state['cuda'])

@@ -1,20 +1,16 @@
-"""Processes: start them, talk between them, end them together.
+"""Processes: talk between them, agree on when to stop.
 
-`python main.py` runs on no GPU or one (in this process, so a debugger works) or on N (one spawned
-process each); under torchrun they are there and only join. No function below needs a second
-process, so no caller ever asks how many there are.
+No function below needs a second process, so no caller ever asks how many there are. `ranks.py`
+starts and ends them.
 """
 
 import contextlib
 import datetime
 import os
 import signal
-import socket
-import sys
-import tempfile
-import traceback
+import threading
+import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +19,11 @@ from torch import Tensor, nn
 
 from shared.errors import UserError
 
-INTERRUPTED = 130  # exit status of Ctrl-C, as shells have it
 TIMEOUT = datetime.timedelta(hours=4)  # one rank clusters a million embeddings, the others wait
-GRACE = 5.0  # seconds a rank gets to end by itself once another has died
+INTERRUPTED = 130  # exit status of Ctrl-C, as shells have it
+STOPPED = 75  # of SIGTERM, SIGUSR1 and a stalled rank: EX_TEMPFAIL, start the same command again
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+ECHO = 3.0  # s; a scheduler tells the whole group, and torchrun or the parent tells it once more
 
 
 def rank() -> int:
@@ -158,165 +156,102 @@ def per_process(batch_size: int) -> int:
     return batch_size // world_size()
 
 
-def launch(run: Callable, args: dict, experiment_args: dict) -> None:
-    """Calls `run(rank, args, experiment_args)` in every process and returns when all are done.
-
-    `args` gains the run-time facts `rank`, `world_size` and `device`. A rank that dies takes the
-    others down; the first traceback is shown once and the exit status is 1. A `UserError` shows
-    its one line only, Ctrl-C ends with status 130.
+class Stopped(KeyboardInterrupt):
+    """The run was told to stop by Ctrl-C, SIGTERM or SIGUSR1; its text is what the user is shown.
 
     Args:
-        run: a function at the top level of a module (spawned processes import it).
-        args: may hold `usable_gpu`, such as '0,1'; None means every visible GPU, '' none; and
-            `tf32`, false: full fp32 products and convolutions on a GPU.
-        experiment_args: passed through.
+        number: of the signal.
+        saved: the loop that was running has saved its state.
     """
-    if 'LOCAL_RANK' in os.environ:  # torchrun
-        _process(int(os.environ['LOCAL_RANK']), run, args, experiment_args, _torchrun_gate())
-        return
-    gpus = _choose_gpus(args.get('usable_gpu'))
-    if gpus <= 1:
-        _process(0, run, args, experiment_args, None)
-        return
-    spawn(run, args, experiment_args, gpus)
+
+    def __init__(self, number: int = signal.SIGINT, saved: bool = False) -> None:
+        self.status = INTERRUPTED if number == signal.SIGINT else STOPPED
+        told = f'told to stop ({signal.Signals(number).name})'
+        if number == signal.SIGINT:
+            super().__init__('interrupted; the same command continues from the last checkpoint')
+        elif saved:
+            super().__init__(f'{told}: saved; the same command continues')
+        else:
+            super().__init__(f'{told}; the same command continues from the last checkpoint')
 
 
-def spawn(run: Callable, args: dict, experiment_args: dict, processes: int) -> None:
-    """`launch` with this many ranks on this machine, spawned and watched from here."""
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(_free_port()))
-    os.environ['WORLD_SIZE'] = str(processes)
-    folder = tempfile.TemporaryDirectory(prefix='sv-')
-    gate = os.path.join(folder.name, 'failed')
-    context = torch.multiprocessing.start_processes(
-        _process, (run, args, experiment_args, gate), nprocs=processes, join=False
-    )
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the ranks get Ctrl-C themselves
+_deferring = False
+_requested = 0  # the signal that was noted
+_heard = -ECHO  # s, monotonic; when SIGTERM or SIGUSR1 last came
+
+
+@contextlib.contextmanager
+def on_signals(act: Callable) -> Iterator[None]:
+    """Inside, `act(number, frame)` is called for Ctrl-C, SIGTERM and SIGUSR1."""
+    previous = {number: signal.signal(number, act) for number in SIGNALS}
     try:
-        while not context.join(grace_period=GRACE):
-            pass
-    except torch.multiprocessing.ProcessExitedException as error:
-        for number, process in enumerate(context.processes):
-            ended = -(process.exitcode or 0)
-            if ended > 0 and ended != signal.SIGTERM:  # which came from here
-                print(f'rank {number} was ended by {signal.Signals(ended).name}', file=sys.stderr)
-        raise SystemExit(max(error.exit_code, 1)) from None
+        yield
     finally:
-        signal.signal(signal.SIGINT, previous)
-        folder.cleanup()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-def _torchrun_gate() -> str:
-    """A path that the ranks of one torchrun attempt on this machine share, and no other run."""
-    try:
-        started = Path(f'/proc/{os.getppid()}/stat').read_text().rsplit(')', 1)[1].split()[19]
-    except OSError:  # no /proc: the parent's number alone
-        started = ''
-    attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
-    return os.path.join(tempfile.gettempdir(), f'sv-{os.getppid()}-{started}-{attempt}.failed')
+def stop_on_signals() -> contextlib.AbstractContextManager:
+    """Inside, a signal raises `Stopped` at once, but in `deferred_interrupt`."""
+    global _requested
+    _requested = 0
+    return on_signals(_on_interrupt)
 
 
-def _process(local_rank, run, args, experiment_args, gate) -> None:
-    """One rank, from joining the group to leaving it."""
-    status = 0
-    try:
-        _join(local_rank, args)
-        signal.signal(signal.SIGINT, _on_interrupt)
-        run(rank(), args, experiment_args)
-    except KeyboardInterrupt:
-        status = INTERRUPTED
-        _say_once(gate, 'interrupted; the same command continues from the last checkpoint\n')
-    except UserError as error:
-        status = 1
-        _say_once(gate, f'error: {error}\n')
-    except Exception:
-        status = 1
-        where = f'rank {rank()}: ' if world_size() > 1 else ''
-        _say_once(gate, where + traceback.format_exc())
-    if status:
-        sys.stdout.flush()
-        if gate is None:
-            raise SystemExit(status)
-        os._exit(status)  # a peer may wait in a collective: leave without any farewell
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def leave_signals_to_parent() -> None:
+    """For worker processes: a signal to the whole group is the rank's to handle, which ends them.
+
+    It does so by a SIGTERM of its own, which alone is obeyed (where the sender can be known).
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_when_parent_says, daemon=True).start()
 
 
-def _say_once(gate: str | None, text: str) -> None:
-    """Prints, unless another rank of this run on this machine has already done so."""
-    try:
-        if gate is not None:
-            os.close(os.open(gate, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return
-    print(text, end='', file=sys.stderr, flush=True)
-
-
-def _join(local_rank: int, args: dict) -> None:
-    """Joins the process group and writes the run-time facts into `args`."""
-    cuda = torch.cuda.is_available() and args.get('usable_gpu') != ''
-    device = torch.device('cuda', local_rank) if cuda else torch.device('cpu')
-    if cuda:
-        torch.cuda.set_device(device)
-        allowed = args.get('tf32', True)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    elif 'OMP_NUM_THREADS' not in os.environ:
-        local_world = int(os.environ.get('LOCAL_WORLD_SIZE', os.environ.get('WORLD_SIZE', '1')))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world))
-    if 'WORLD_SIZE' in os.environ and not dist.is_initialized():
-        dist.init_process_group(
-            'nccl' if cuda else 'gloo',
-            rank=int(os.environ.get('RANK', local_rank)),
-            world_size=int(os.environ['WORLD_SIZE']),
-            timeout=TIMEOUT,
-            device_id=device if cuda else None,
-        )
-    args.update(rank=rank(), world_size=world_size(), device=str(device))
-
-
-def _choose_gpus(usable_gpu: str | None) -> int:
-    """Restricts this process and its children to `usable_gpu`; returns how many there are."""
-    if usable_gpu is not None:
-        wanted = [part.strip() for part in usable_gpu.split(',') if part.strip()]
-        visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-        known = visible.split(',') if visible else None
-        there = len(known) if known else torch.cuda.device_count()
-        for part in wanted:
-            if not part.isdigit() or int(part) >= there or wanted.count(part) > 1:
-                raise SystemExit(f'error: usable_gpu {usable_gpu}: there are {there} GPUs here')
-        chosen = [known[int(part)] if known else part for part in wanted]
-        os.environ['CUDA_VISIBLE_DEVICES'] = ','.join(chosen)
-        return len(chosen)
-    return torch.cuda.device_count()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
-
-
-_deferring = _requested = False
+def _end_when_parent_says() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[None]:
-    """Inside, a first Ctrl-C is only noted (`interrupt_requested`); a second one acts at once."""
+    """Inside, a first signal is only noted (`stop_requested`); a second one acts at once.
+
+    Raises:
+        Stopped: on leaving, when a signal came too late for the last look at `stop_requested`.
+    """
     global _deferring
     _deferring = True
     try:
         yield
     finally:
         _deferring = False
+    if _requested:
+        raise Stopped(_requested)
 
 
-def interrupt_requested() -> bool:
-    """True once Ctrl-C was pressed inside `deferred_interrupt`, on this rank."""
-    return _requested
+def stop_requested() -> int:
+    """The signal that came inside `deferred_interrupt`, on this rank; 0: none."""
+    return int(_requested)
+
+
+def is_echo(number: int) -> bool:
+    """True of a SIGTERM or SIGUSR1 that came by another way just before; Ctrl-C always counts."""
+    global _heard
+    if number == signal.SIGINT:
+        return False
+    before, _heard = _heard, time.monotonic()
+    return _heard - before < ECHO
 
 
 def _on_interrupt(number, frame) -> None:
     global _requested
-    if _deferring and not _requested:
-        _requested = True
+    if is_echo(number):
         return
-    raise KeyboardInterrupt
+    if _deferring and not _requested:
+        _requested = number
+        return
+    raise Stopped(number)

@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """One line: what is wrong, where, what to do. Shown without a traceback by `ddp.launch`."""
+    """One line: what is wrong, where, what to do. Shown without a traceback by `ranks.launch`."""

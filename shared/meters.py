@@ -2,7 +2,9 @@
 
 import math
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,22 +13,35 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+INTERVAL = 10  # steps between two looks at the numbers; only then is the device waited for
+
+# tqdm's own lock is one of several processes: a rank that ends at once would leave a semaphore, and
+# Python would say so below the line that tells why the run ended. Only rank 0 has a bar.
+tqdm.set_lock(threading.RLock())
+
 
 class Meters:
     """Weighted running means by name, kept on the device until they are read.
 
     A number is fetched only in `means`, so a step never waits for the host. The state can be
-    saved, so that a run continued inside an epoch reports the mean of the whole epoch.
+    saved, so that a run continued inside an epoch reports the mean of the whole epoch. Of the last
+    `INTERVAL` steps each value is kept by itself, to name the one that went wrong.
     """
 
     def __init__(self) -> None:
+        self.step = 0  # the one that `update` is about; whoever counts them sets it
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
+        self._recent: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=INTERVAL)
 
     def update(self, values: Mapping[str, Tensor | float], weight: float = 1.0) -> None:
         """Adds one step's values, means over `weight` items each."""
+        if not self._recent or self._recent[-1][0] != self.step:
+            self._recent.append((self.step, {}))
         for name, value in values.items():
-            value = torch.as_tensor(value, dtype=torch.float64).detach() * weight
+            value = torch.as_tensor(value, dtype=torch.float64).detach()
+            self._recent[-1][1][name] = value
+            value = value * weight
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
@@ -44,10 +59,32 @@ class Meters:
             name: float(total / max(weight, 1e-12)) for name, (total, weight) in zip(names, table)
         }
 
+    def recent(self) -> dict[int, dict[str, float]]:
+        """The values of the last `INTERVAL` steps, on this rank."""
+        return {
+            step: {name: float(value) for name, value in values.items()}
+            for step, values in self._recent
+        }
+
+    def not_finite(self) -> tuple[int, dict[str, float]] | None:
+        """The first recent step with NaN or infinite values, and these; None: there is none.
+
+        On this rank. The sums are asked first, as neither is ever lost in them.
+        """
+        if all(map(math.isfinite, self.means(over_ranks=False).values())):
+            return None
+        for step, values in self.recent().items():
+            bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+            if bad:
+                return step, bad
+        return None  # the sums were so already when they were loaded
+
     def clear(self) -> None:
         """Starts anew, for the next epoch."""
+        self.step = 0
         self._sums.clear()
         self._weights.clear()
+        self._recent.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """The sums of every rank, for `Checkpoint`; every rank calls it."""
@@ -94,7 +131,7 @@ class Progress:
         batch_size: int,
         *,
         start: int = 0,
-        interval: int = 10,
+        interval: int = INTERVAL,
         show: bool = True,
     ) -> None:
         self._title, self._total, self._start = title, total, start
@@ -103,10 +140,9 @@ class Progress:
         self.due = False
 
     def watch(self, batches: Iterable, meters: Meters) -> Iterator:
-        """Yields the batches; sets `due` on each `interval`-th step and on the last.
+        """Yields the batches, says in `meters.step` which this is, sets `due` where to look.
 
-        Raises:
-            FloatingPointError: a mean has become NaN or infinite.
+        That is on each `interval`-th step and on the last.
         """
         waited, steps, began = 0.0, 0, time.perf_counter()
         bar = tqdm(
@@ -130,11 +166,11 @@ class Progress:
                 steps += 1
                 done = self._start + steps
                 self.due = done % self._interval == 0 or done == self._total
+                meters.step = done
                 yield batch
                 bar.update()
                 if self.due:
                     means = meters.means(over_ranks=False)
-                    self._check(means, done)
                     spent = time.perf_counter() - began
                     self.speed = {
                         'utterances_per_second': steps * self._batch_size / spent,
@@ -142,14 +178,6 @@ class Progress:
                         'data_wait_percent': 100 * waited / spent,
                     }
                     bar.set_postfix_str(self._line(means))
-
-    def _check(self, means: Mapping[str, float], step: int) -> None:
-        for name, value in means.items():
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f'{self._title}: {name} is {value} at step {step}; '
-                    'lower the learning rate or look at the last batches'
-                )
 
     def _line(self, means: Mapping[str, float]) -> str:
         loss = f'loss {means["loss"]:.3f}, ' if 'loss' in means else ''

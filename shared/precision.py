@@ -2,7 +2,7 @@
 
 Wherever code here says "in fp32" it is stored and summed in fp32; on a GPU the factors of its matrix
 products and convolutions are rounded to TF32, 10 bits of mantissa, where a run allows it (`tf32`, which
-`ddp.launch` sets).
+`ranks.launch` sets).
 """
 
 import types

@@ -22,10 +22,12 @@ MAY_IMPORT = {
     'losses': {'ddp'},
     'evaluation': {'ddp'},
     'framework': {'ddp'},
-    'checkpoint': {'ddp'},
+    'checkpoint': {'ddp', 'seed'},
+    'ranks': {'ddp'},
+    'heartbeat': {'ddp', 'ranks'},
     'averaging': {'checkpoint'},
     'log': {'ddp'},
-    'loop': {'ddp', 'checkpoint', 'meters', 'datasets'},
+    'loop': {'ddp', 'checkpoint', 'heartbeat', 'meters', 'datasets'},
     'published': {'checkpoint', 'models'},  # files of other programs, read strictly
     'demo_ssl': {  # a small pre-training, from corpus to record
         'datasets',
@@ -42,8 +44,8 @@ MAY_IMPORT = {
 }
 MAY_PRINT = {  # file and function: why
     ('shared/arguments.py', 'build'): 'a wrong argument: its one line, then exit status 2',
-    ('shared/ddp.py', 'spawn'): 'a rank was killed: the parent says so, no logger is left',
-    ('shared/ddp.py', '_say_once'): 'why a run ended, once for all ranks',
+    ('shared/ranks.py', 'spawn'): 'a rank was killed: the parent says so, no logger is left',
+    ('shared/ranks.py', '_say_once'): 'why a run ended, once for all ranks',
 }
 MAY_EDIT_PATH = {  # file: why
     'tests/papers/test_lgl_runs.py': 'a rank started by a test must stand where main.py stands',

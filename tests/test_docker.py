@@ -163,7 +163,8 @@ def test_run_on_several_machines_goes_through_torchrun_on_the_host_network(run_s
         '--rdzv_backend c10d --rdzv_endpoint first:29500 --rdzv_id lgl'
     ).split(' ')
     assert words[words.index('--network') + 1] == 'host'
-    assert f'TORCHELASTIC_SIGNALS_TO_HANDLE={SIGNALS}' in words
+    for name in ('PET', 'TORCHELASTIC'):  # torchrun with the option, and before
+        assert f'{name}_SIGNALS_TO_HANDLE={SIGNALS}' in words
     assert 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1' in words
     cpu = run_script('lgl', NODES='2', RDZV='first:29500', GPUS='none')
     assert cpu[cpu.index('--nproc_per_node') + 1] == '1'
@@ -193,6 +194,7 @@ def test_compose_gives_both_machines_one_command_and_no_key():
         environment = service['environment']
         assert environment['WANDB_API_KEY'] is environment['NEPTUNE_API_TOKEN'] is None
         assert environment['TORCHELASTIC_SIGNALS_TO_HANDLE'] == SIGNALS
+        assert environment['PET_SIGNALS_TO_HANDLE'] == SIGNALS
         assert environment['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] == 1
 
 
@@ -221,8 +223,21 @@ def test_slurm_starts_the_same_on_every_machine_and_keeps_its_status(stub, tmp_p
     assert not (tmp_path / 'asked').exists()  # a run that failed by itself is not started again
 
 
-def test_slurm_hands_the_warning_on_waits_for_the_run_and_queues_again(stub, tmp_path):
-    srun = f"""trap 'sleep 0.3; touch {tmp_path}/saved; exit 75' USR1
+@pytest.mark.parametrize('status', [1, 74, 76, 130, 137])
+def test_slurm_does_not_queue_a_run_that_failed_again(status, stub, tmp_path):
+    assert _slurm(stub, tmp_path, f'exit {status}').wait(20) == status
+    assert not (tmp_path / 'asked').exists()
+
+
+def test_slurm_queues_a_run_with_a_hung_rank_again(stub, tmp_path):
+    assert _slurm(stub, tmp_path, 'exit 75').wait(20) == 75
+    assert (tmp_path / 'asked').read_text() == 'requeue 41\n'
+
+
+@pytest.mark.parametrize('status', [0, 1, 75])
+def test_slurm_hands_the_warning_on_waits_for_the_run_and_queues_again(status, stub, tmp_path):
+    """1 is torchrun's; a run that was over just before is not started again."""
+    srun = f"""trap 'sleep 0.3; touch {tmp_path}/saved; exit {status}' USR1
     touch {tmp_path}/ready
     for i in {{1..400}}; do sleep 0.05; done"""
     job = _slurm(stub, tmp_path, srun)
@@ -232,8 +247,8 @@ def test_slurm_hands_the_warning_on_waits_for_the_run_and_queues_again(stub, tmp
                 break
             time.sleep(0.05)
         job.send_signal(signal.SIGUSR1)
-        assert job.wait(20) == 75
+        assert job.wait(20) == status
     finally:
         job.kill()
     assert (tmp_path / 'saved').exists()
-    assert (tmp_path / 'asked').read_text() == 'requeue 41\n'
+    assert (tmp_path / 'asked').exists() == (status != 0)

@@ -124,6 +124,9 @@ class ExperimentArgs:
     )
     DA_p: float | None = None  # share of augmented crops
     batch_size: int | None = None  # utterances over all GPUs
+    # Each process takes its share of a batch, the teacher's too, in so many parts, one after another:
+    # less memory, the same step. Batch norm sees one part at a time.
+    accumulate: int = 1  # parts of a process's share of a batch
 
     # optimisation
     epoch: int = 150
@@ -170,6 +173,7 @@ class ExperimentArgs:
         check = arguments.check
         check(len(set(self.seeds)) == len(self.seeds) > 0, 'seeds: one or more, none twice')
         check(min(self.epoch, self.teacher_epoch, self.num_avg) >= 1, 'epochs: 1 or more')
+        check(self.accumulate >= 1, f'accumulate {self.accumulate}: 1 or more')
         check(0 <= self.warmup < self.epoch, 'warmup: 0 to below epoch')
         check(0 <= self.teacher_warmup < self.teacher_epoch, 'teacher_warmup: below teacher_epoch')
         check(1 <= self.margin_start <= self.margin_fixed, 'margin_start: 1 to margin_fixed')

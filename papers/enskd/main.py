@@ -28,8 +28,8 @@ from evaluation import results, score
 from health import examine
 from losses import ramp
 from paths import last_model, needed_paths, use_demo_corpus
-from phases import end_epoch, finish, loop_of, student_schedule, teacher_schedule
-from shared import ddp, log
+from phases import check_batches, end_epoch, finish, loop_of, student_schedule, teacher_schedule
+from shared import ddp, log, ranks
 from shared.checkpoint import once
 from shared.datasets.trial_files import trial_lists, validation_files
 from shared.files import require_paths
@@ -55,7 +55,8 @@ def run(rank, args, experiment_args):
         scored = score(pair, seed, system, tests, corpus, where, args)
         return results([{**scored, 'folder': where}], tests, where, args)
 
-    log.check_same_run(folder, experiment_args, ignore=('seeds', 'student', 'kd'))
+    check_batches(args)
+    log.check_same_run(folder, experiment_args, ignore=('seeds', 'student', 'kd', 'accumulate'))
 
     # data
     valid, kept = tests[0], folder / 'lists' / 'valid_trials.txt'
@@ -171,4 +172,4 @@ def sgd(framework, schedule, weight_decay):
 
 if __name__ == '__main__':
     args, system_args, experiment_args = get_args()
-    ddp.launch(examine if args['doctor'] or args['doctor_full'] else run, args, experiment_args)
+    ranks.launch(examine if args['doctor'] or args['doctor_full'] else run, args, experiment_args)

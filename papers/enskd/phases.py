@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+from arguments import rows_of
+from data import needs_teacher
+from shared import ddp
 from shared.averaging import average
 from shared.checkpoint import load_weights
 from shared.loop import Loop
+from shared.optim.accumulation import check_parts
 from train import Schedule, validate
 
 SHOWN = ('loss', 'aam_loss', 'kd_loss', 'accuracy', 'valid_eer', 'utterances_per_second')
@@ -21,6 +25,15 @@ def loop_of(title, loader, args, **objects):
         save_minutes=args['save_minutes'],
         **objects,
     )
+
+
+def check_batches(args):
+    """Refuses batches of this run that do not divide as `accumulate` asks."""
+    rows = rows_of(args) if args['phase'] != 'teacher' else {}
+    sizes = {f'batch_size ({a}, {b})': row['batch_size'] for (a, b), row in rows.items()}
+    if needs_teacher(args) and not args['path_teacher']:
+        sizes['teacher_batch_size'] = args['teacher_batch_size']
+    check_parts(sizes, args['accumulate'], ddp.world_size())
 
 
 def student_schedule(args):

@@ -9,6 +9,7 @@ from shared.datasets.items import to_device
 from shared.datasets.voxceleb import known_name
 from shared.evaluation.extraction import extract
 from shared.evaluation.verification import verify
+from shared.optim.accumulation import Gradients
 from shared.optim.schedules import growing_margin, set_lr, warmup_exponential
 from shared.precision import autocast
 
@@ -36,6 +37,8 @@ class Schedule(NamedTuple):
 def train_epoch(title, epoch, schedule, kd_weight, loop, parallel, optimizer, args):
     """Speaker classification, and distillation where there is a teacher."""
     parallel.train()
+    precision = autocast(args['device'], args['amp'])
+    gradients = Gradients(parallel, optimizer, precision, args['accumulate'])
     criterion, steps = ddp.unwrap(parallel).criterion, len(loop.loader)
     first = (epoch - 1) * steps + loop.batches_done
     for step, batch in enumerate(loop.batches(title), first):
@@ -44,10 +47,7 @@ def train_epoch(title, epoch, schedule, kd_weight, loop, parallel, optimizer, ar
         criterion.set_margin(margin)
         batch = to_device(batch, args['device'])
         waves = augmented(batch)
-        with autocast(args['device'], args['amp']):
-            losses = parallel(waves, batch['labels'], kd_weight)
-        optimizer.zero_grad(set_to_none=True)
-        losses['loss'].backward()
+        losses = gradients(waves, batch['labels'], kd_weight)
         optimizer.step()
         loop.meters.update(losses)
     lr, margin = schedule.at(epoch * steps - 1, steps)

@@ -90,6 +90,9 @@ class ExperimentArgs:
         'contrastive'  # weights each iteration starts from
     )
     batch_size: int = 400  # over all GPUs
+    # Each process takes its share of a batch in so many parts, one after another: less memory, the same
+    # step. Batch norm sees one part at a time. Stage I compares all of a batch, so it is not divided.
+    accumulate: int = 1  # parts of a process's share of a batch of Stage II
     crop_size: int = 300 * 160 + 240  # samples at 16 kHz, 3 s
     lr: float = 1e-3  # constant
     margin: float = 0.2  # m of AAM-softmax, radians
@@ -121,6 +124,12 @@ class ExperimentArgs:
             self.crop_size >= 400 and self.contrastive_crop >= 400, 'crops are samples, not seconds'
         )
         check(self.width % 8 == 0, f'width {self.width}: a multiple of 8 (Res2Net groups)')
+        check(self.accumulate >= 1, f'accumulate {self.accumulate}: 1 or more')
+        acts = self.accumulate == 1 or self.iterations > 0
+        check(
+            acts,
+            f'accumulate {self.accumulate}: divides no batch of Stage I; iterations 0 has no other',
+        )
         check(1 <= self.patience <= self.phase_epoch_min, 'patience: 1 to phase_epoch_min')
         check(0 < self.lr_decay <= 1, f'lr_decay {self.lr_decay}: between 0 and 1')
         for name in ('snr_noise', 'snr_speech', 'snr_music', 'rir_gain', 'babble'):

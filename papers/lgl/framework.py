@@ -62,8 +62,12 @@ class GatedClassification(Framework):
         self.classifier = classifier
 
     def forward(self, waves, labels, gate):
-        """Losses of waves (B, L) with pseudo-labels (B,); shares are of all samples."""
+        """Losses of waves (B, L) with pseudo-labels (B,); shares are of all samples.
+
+        `weights`: the mean loss of a part of a batch counts by its selected samples.
+        """
         sample_losses, logits = self.classifier(self.encoder(waves), labels)
-        loss, mask = gated_mean(sample_losses, gate)
+        loss, mask, count = gated_mean(sample_losses, gate)
         hits = mask & (logits.argmax(1) == labels)
-        return {'loss': loss, 'selected': mask.float().mean(), 'hits': hits.float().mean()}
+        shares = {'selected': mask.float().mean(), 'hits': hits.float().mean()}
+        return {'loss': loss, **shares, 'weights': {'loss': count}}

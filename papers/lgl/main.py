@@ -29,12 +29,13 @@ from losses import NO_GATE, phase_over
 from models import AugmentationDiscriminator, encoder_of
 from phases import end_epoch, epochs_left, epochs_of, finish, loop_of
 from published import weights_of
-from shared import ddp, log
+from shared import ddp, log, ranks
 from shared.checkpoint import load_weights, once, read, write
 from shared.errors import UserError
 from shared.files import require_paths
 from shared.losses.aam_softmax import AamSoftmax
 from shared.losses.contrastive import ContrastiveLoss
+from shared.optim.accumulation import check_parts
 from shared.seed import set_seed
 
 
@@ -50,8 +51,11 @@ def run(rank, args, experiment_args):
         encoder = encoder_of(args, weights_of(args['published'] or folder / 'encoder.pt'))
         return evaluate(encoder, tests, folder / 'evaluation', [], args)
 
+    check_parts({'batch_size': args['batch_size']}, args['accumulate'], ddp.world_size())
+
     # logger
-    log.check_same_run(folder, experiment_args, ignore=('contrastive_epoch', 'iterations'))
+    changing = ('contrastive_epoch', 'iterations', 'accumulate')
+    log.check_same_run(folder, experiment_args, ignore=changing)
     builder = log.LoggerList.Builder(
         args['name'], args['project'], args['tags'], args['description'], args['path_scripts'], args
     )
@@ -173,4 +177,4 @@ def classify(iteration, gate, labels, start, corpus, logger, table, args):
 
 if __name__ == '__main__':
     args, system_args, experiment_args = get_args()
-    ddp.launch(examine if args['doctor'] or args['doctor_full'] else run, args, experiment_args)
+    ranks.launch(examine if args['doctor'] or args['doctor_full'] else run, args, experiment_args)

@@ -12,6 +12,7 @@ from shared.datasets.items import to_device
 from shared.datasets.voxceleb import known_name
 from shared.evaluation.extraction import extract
 from shared.evaluation.verification import verify
+from shared.optim.accumulation import Gradients
 from shared.optim.schedules import exponential_steps, set_lr
 from shared.precision import autocast
 
@@ -49,13 +50,12 @@ def contrastive_epoch(epoch, loop, parallel, critic, optimizer, critic_optimizer
 def classification_epoch(title, loop, parallel, optimizer, gate, args):
     """Stage II: AAM-softmax on pseudo-labels; only losses up to the gate are learnt."""
     parallel.train()
+    precision = autocast(args['device'], args['amp'])
+    gradients = Gradients(parallel, optimizer, precision, args['accumulate'])
     for batch in loop.batches(title):
         batch = to_device(batch, args['device'])
         waves = augment(batch).squeeze(1)  # (B, L)
-        with autocast(args['device'], args['amp']):
-            losses = parallel(waves, batch['labels'], gate)
-        optimizer.zero_grad(set_to_none=True)
-        losses['loss'].backward()
+        losses = gradients(waves, batch['labels'], gate)
         # With nothing selected Adam would still move, by its momentum. Reading `selected` waits
         # for the device, so only gated phases do it.
         if gate == NO_GATE or ddp.all_reduce(losses['selected']) > 0:

@@ -97,6 +97,10 @@ class ExperimentArgs:
     unfreeze_ssl_epoch: int = 20  # epochs before the student learns too
     large_margin_epoch: int = 25  # epochs before crops and margin grow
     batch_size: int = 24  # over all GPUs
+    # Each process takes its share of a batch in so many parts, one after another: less memory, the same
+    # step. Batch norm sees one part at a time. E-APN compares all pairs of a batch of the warm-up, which
+    # is not divided.
+    accumulate: int = 1  # parts of a process's share of a batch of the fine-tuning
     lr: float = 5e-5  # half a cosine over the epochs
     lr_min: float = 5e-7
     weight_decay: float = 0.0
@@ -133,6 +137,7 @@ class ExperimentArgs:
         check = arguments.check
         check(len(set(self.seeds)) == len(self.seeds) > 0, 'seeds: one or more, none twice')
         check(min(self.warmup_epoch, self.epoch) >= 1, 'warmup_epoch, epoch: 1 or more')
+        check(self.accumulate >= 1, f'accumulate {self.accumulate}: 1 or more')
         check(0 <= self.adapter_epoch <= self.warmup_epoch, 'adapter_epoch: 0 to warmup_epoch')
         check(self.unfreeze_ssl_epoch <= self.epoch, 'unfreeze_ssl_epoch: at most epoch')
         check(

@@ -86,11 +86,14 @@ class FineTuning(Framework):
         student, backend = self.student.state_dict(), self.backend.state_dict()
         return {'student': student, 'backend': backend, 'criterion': criterion}
 
-    def forward(self, waves, labels):
-        """Class-weighted AAM-softmax with top-k penalty of waves (B, L) (spec 4.4)."""
+    def forward(self, waves, labels, total=None):
+        """Class-weighted AAM-softmax with top-k penalty of waves (B, L) (spec 4.4).
+
+        `total`: sum of weights that `weighted_mean` divides by.
+        """
         embeddings = self.backend(self.student(waves).states)
         losses, logits = self.criterion(embeddings, labels)
-        loss = weighted_mean(losses, labels, self.class_weights)
+        loss = weighted_mean(losses, labels, self.class_weights, total)
         return {'loss': loss, 'accuracy': 100 * (logits.argmax(1) == labels).float().mean()}
 
 

@@ -30,12 +30,13 @@ from framework import FineTuning, WarmUp
 from health import examine
 from losses import EApn
 from phases import end_epoch, finish, loop_of
-from shared import ddp, log
+from shared import ddp, log, ranks
 from shared.checkpoint import once
 from shared.errors import UserError
 from shared.files import require_paths
 from shared.losses.aam_topk import AamSoftmaxTopK
 from shared.losses.class_weights import class_weights
+from shared.optim.accumulation import check_parts
 from shared.seed import set_seed
 from systems import backend_of, head_of, student_in, student_of, system_of, teacher_of
 
@@ -60,8 +61,10 @@ def run(rank, args, experiment_args):
         scored = score('NAW-SV', seed, *networks, tests, where, args)
         return results([{**scored, 'folder': where}], tests, where, args)
 
+    check_parts({'batch_size': args['batch_size']}, args['accumulate'], ddp.world_size())
+
     # logger
-    log.check_same_run(folder, experiment_args, ignore=('seeds', 'compare'))
+    log.check_same_run(folder, experiment_args, ignore=('seeds', 'compare', 'accumulate'))
     builder = log.LoggerList.Builder(
         args['name'], args['project'], args['tags'], args['description'], args['path_scripts'], args
     )
@@ -164,4 +167,4 @@ def fine_tune(seed, start, corpus, logger, args):
 
 if __name__ == '__main__':
     args, system_args, experiment_args = get_args()
-    ddp.launch(examine if args['doctor'] or args['doctor_full'] else run, args, experiment_args)
+    ranks.launch(examine if args['doctor'] or args['doctor_full'] else run, args, experiment_args)

@@ -112,6 +112,9 @@ class ExperimentArgs:
     epoch: int = 100
     distil_epoch: int = 100  # of the row 'two_steps', before its `epoch`
     batch_size: int = 48  # utterances over all GPUs; authors: 50, of which 4 GPUs took 48
+    # Each process takes its share of a batch in so many parts, one after another: less memory, the same
+    # step. Batch norm (in the back-end) sees one part at a time.
+    accumulate: int = 1  # parts of a process's share of a batch
     lr: float = 5e-5  # half a cosine over the epochs
     lr_min: float = 5e-5
     student_warmup: int = 0  # epochs in which the student's rate rises; then it falls
@@ -151,6 +154,7 @@ class ExperimentArgs:
         check = arguments.check
         check(len(set(self.seeds)) == len(self.seeds) > 0, 'seeds: one or more, none twice')
         check(min(self.epoch, self.distil_epoch) >= 1, 'epoch, distil_epoch: 1 or more')
+        check(self.accumulate >= 1, f'accumulate {self.accumulate}: 1 or more')
         check(
             min(self.crop_size, self.seg_size) >= 4000,
             'crop_size, seg_size are samples, not seconds',

@@ -53,7 +53,7 @@ class OneStep(Framework):
         names = ('student',) if self.backend is None else ('student', 'backend')
         return {name: self.get_submodule(name).state_dict() for name in names}
 
-    def forward(self, waves, labels, teacher_waves, kd_waves=None, kd_weight=1.0):
+    def forward(self, waves, labels, teacher_waves, kd_waves=None, kd_weight=1.0, total=None):
         """Losses of B utterances.
 
         Args:
@@ -62,6 +62,7 @@ class OneStep(Framework):
             teacher_waves: (B, L) as the teacher hears the KD branch.
             kd_waves: (B, L) of the student's KD branch; None: `waves`, whose frames are shared.
             kd_weight: of the KD loss beside the other.
+            total: sum of class weights that `weighted_mean` divides by; None: that of these.
         """
         kd_states, sv_states = self.branches(waves, kd_waves)
         losses = {}
@@ -71,7 +72,7 @@ class OneStep(Framework):
             losses['kd_loss'] = self.kd(kd_states, target)
         if self.backend is not None:
             each, logits = self.criterion(self.backend(sv_states), labels)
-            losses['sv_loss'] = weighted_mean(each, labels, self.class_weights)
+            losses['sv_loss'] = weighted_mean(each, labels, self.class_weights, total)
             losses['accuracy'] = 100 * (logits.argmax(1) == labels).float().mean()
         weight = kd_weight if self.backend is not None else 1.0
         return {'loss': weight * losses.get('kd_loss', 0) + losses.get('sv_loss', 0), **losses}

@@ -29,11 +29,12 @@ from framework import OneStep
 from health import examine
 from paths import needed_paths, own_files, use_demo_corpus
 from phases import end_epoch, finish, loop_of
-from shared import ddp, log
+from shared import ddp, log, ranks
 from shared.checkpoint import once
 from shared.datasets.trial_files import trial_lists, validation_files
 from shared.files import require_paths
 from shared.losses.class_weights import class_weights
+from shared.optim.accumulation import check_parts
 from shared.seed import set_seed
 from systems import (
     backend_of,
@@ -63,8 +64,10 @@ def run(rank, args, experiment_args):
         scored = score('oskdft', seed, system, tests, corpus, where, args)
         return results([{**scored, 'folder': where}], tests, where, args)
 
+    check_parts({'batch_size': args['batch_size']}, args['accumulate'], ddp.world_size())
+
     # logger
-    log.check_same_run(folder, experiment_args, ignore=('seeds', 'rows'))
+    log.check_same_run(folder, experiment_args, ignore=('seeds', 'rows', 'accumulate'))
     builder = log.LoggerList.Builder(
         args['name'], args['project'], args['tags'], args['description'], args['path_scripts'], args
     )
@@ -166,4 +169,4 @@ def learn(phase, seed, make_student, branches, corpus, logger, args):
 
 if __name__ == '__main__':
     args, system_args, experiment_args = get_args()
-    ddp.launch(examine if args['doctor'] or args['doctor_full'] else run, args, experiment_args)
+    ranks.launch(examine if args['doctor'] or args['doctor_full'] else run, args, experiment_args)

@@ -1,9 +1,12 @@
 """One epoch, its learning rates and weights, and validation."""
 
+from shared import ddp
 from shared.augmentations.augment import augment_in_turn
 from shared.datasets.items import to_device
 from shared.datasets.voxceleb import known_name
 from shared.evaluation.crops import verify_by_crops
+from shared.losses.class_weights import weight_sum
+from shared.optim.accumulation import Gradients
 from shared.optim.schedules import cosine
 from shared.precision import autocast
 
@@ -11,6 +14,8 @@ from shared.precision import autocast
 def train_epoch(title, epoch, total, loop, parallel, optimizer, args):
     """KD and speaker classification in one step, or what the phase has of them."""
     parallel.train()
+    parts, weights = args['accumulate'], ddp.unwrap(parallel).class_weights
+    gradients = Gradients(parallel, optimizer, autocast(args['device'], args['amp']), parts)
     rates, kd_weight = learning_rates(epoch, total, args), kd_weight_of(epoch, total, args)
     for group in optimizer.param_groups:
         group['lr'] = rates[group['name']]
@@ -21,10 +26,8 @@ def train_epoch(title, epoch, total, loop, parallel, optimizer, args):
         views = augment_in_turn(batch)  # (B, 1 or 2, L)
         clean, waves = views[:, 0], views[:, -1]
         kd_waves = clean if args['path_kd'] else None  # other speech; else that of the SV branch
-        with autocast(args['device'], args['amp']):
-            losses = parallel(waves, batch['labels'], clean, kd_waves, kd_weight)
-        optimizer.zero_grad(set_to_none=True)
-        losses['loss'].backward()
+        total = None if weights is None else weight_sum(batch['labels'], weights) / parts
+        losses = gradients(waves, batch['labels'], clean, kd_waves, kd_weight, total)
         optimizer.step()
         loop.meters.update(losses)
     means = loop.means()

@@ -114,6 +114,9 @@ class ExperimentArgs:
     embed_size: int = 256
     epoch: int = 15
     batch_size: int = 240  # utterances over all GPUs; authors: 120 on each of two
+    # Each process takes its share of a batch in so many parts, one after another: less memory, the same
+    # step. DINO compares all of a batch (regulariser, centre, batch norm), so it is not divided.
+    accumulate: int = 1  # parts of a process's share of a batch of steps 3 and 4
     max_seg_per_spk: int = 500  # utterances of a pseudo-speaker in one epoch
     lr_mhfa: float = 5e-3  # also of the classifier
     lr_transformer: float = 2e-5
@@ -158,7 +161,7 @@ class ExperimentArgs:
     def __post_init__(self):
         check = arguments.check
         check(len(set(self.seeds)) == len(self.seeds) > 0, 'seeds: one or more, none twice')
-        for name in ('dino_epoch', 'epoch', 'num_eval', 'heads', 'locals'):
+        for name in ('dino_epoch', 'epoch', 'accumulate', 'num_eval', 'heads', 'locals'):
             check(getattr(self, name) >= 1, f'{name} {getattr(self, name)}: 1 or more')
         check(min(self.rounds, self.lmft_epochs) >= 0, 'rounds, lmft_epochs: 0 or more')
         check(self.dino_warmup < self.dino_epoch, 'dino_warmup: fewer than dino_epoch')

@@ -3,6 +3,7 @@
 from shared import ddp
 from shared.errors import UserError
 from shared.models.ssl_checkpoints import read_ssl
+from shared.optim.accumulation import check_parts
 
 
 def check_arguments(args):
@@ -17,6 +18,8 @@ def check_arguments(args):
                 f'{name} {args[name]} does not divide among {ddp.world_size()} processes: '
                 f'choose a multiple of {ddp.world_size()}'
             )
+    divided = {name: args[name] for name in batches(args) if name != 'dino_batch_size'}
+    check_parts(divided, args['accumulate'], ddp.world_size())
 
 
 def check_model(args):

@@ -8,7 +8,7 @@ of a sample above the gate. All weights are pulled towards the pre-trained ones.
 import torch
 import torch.nn.functional as F
 
-from losses import gate_and_correct, objective, pull, shares
+from losses import gate_and_correct, level_of, objective, pull, shares
 from shared.framework import Framework
 from shared.losses.aam_softmax import plain_logits
 
@@ -59,7 +59,10 @@ class GatedFineTuning(Framework):
         return self.backend(self.encoder(waves).states)
 
     def forward(self, waves, clean, labels, log_gate, correct):
-        """What to minimise, what to log, the losses (B,) and what became of the samples.
+        """What to minimise and to log, the losses (B,), and what became of the samples.
+
+        `weights`: in a batch of several parts the AAM loss of each counts by its samples; that makes
+        the sum of L / sg(L) what it is of the whole, where each also counts by its sg(L).
 
         Args:
             waves: (B, L) augmented.
@@ -73,7 +76,7 @@ class GatedFineTuning(Framework):
         clean_logits = plain = None
         if correct and self.lc != 'none':
             with torch.no_grad():
-                own = self.embed(clean).float()
+                own = self.embed(clean).to(self.criterion.weight.dtype)
                 with torch.autocast(own.device.type, enabled=False):  # to be divided by 0.1
                     # plain products: no margin, no unit lengths (4.4)
                     clean_logits = F.linear(own, self.criterion.weight)
@@ -91,6 +94,8 @@ class GatedFineTuning(Framework):
         )
         now = [parameter for _, parameter in self.pulled()]
         distance = pull(now, self.pretrained, squared=self.pull_squared)
-        logged = {'aam_loss': gated.loss, 'pull': distance, **shares(gated, logits)}
-        logged = {name: value.detach() for name, value in logged.items()}
-        return objective(gated.loss, distance, self.weight), logged, losses, gated
+        level = level_of(gated.loss)
+        found = {'loss': objective(gated.loss, distance, self.weight, level=level)}
+        found |= {'aam_loss': gated.loss, 'pull': distance, **shares(gated, logits)}
+        found['weights'] = {'loss': gated.count * level, 'aam_loss': gated.count}
+        return found, losses, gated._replace(loss=None, count=None)  # the rest is of each sample

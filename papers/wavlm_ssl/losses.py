@@ -19,6 +19,7 @@ class Gated(NamedTuple):
     kept: Tensor  # M (B,) bool: reliable
     corrected: Tensor  # N (B,) bool: not reliable, and the network is sure of its own label
     labels: Tensor  # (B,) what is learnt: of a kept sample the pseudo-label, else y*
+    count: Tensor | None = None  # of the samples, of all ranks, that the loss is the mean of
 
 
 def gate_and_correct(
@@ -53,8 +54,9 @@ def gate_and_correct(
         else:
             new = F.cross_entropy(plain_logits, p, reduction='none')
         each, count = torch.where(corrected, new, each), torch.full_like(count, len(losses))
-    total = each.sum() * ddp.world_size() / ddp.all_reduce(count).clamp(min=1)
-    return Gated(total, kept, corrected, learnt)
+    count = ddp.all_reduce(count)
+    total = each.sum() * ddp.world_size() / count.clamp(min=1)
+    return Gated(total, kept, corrected, learnt, count)
 
 
 def shares(gated, logits):
@@ -73,11 +75,12 @@ def pull(parameters, pretrained, squared=False):
     return sum(torch.linalg.vector_norm(difference) for difference in distances)
 
 
-def normalised(loss, eps=SMALLEST):
-    """L / max(sg(L), eps) (4.5), L the mean over ranks: N processes learn what one would."""
-    return loss / ddp.all_reduce(loss, 'mean').clamp(min=eps)
+def level_of(loss):
+    """sg(L) (4.5), of L the mean over ranks: N processes learn what one would."""
+    return ddp.all_reduce(loss, 'mean')
 
 
-def objective(loss, distance, weight=0.01, eps=1e-5):
-    """L / sg(L) + lambda R / (sg(R) + eps) (4.5)."""
-    return normalised(loss) + weight * distance / (distance.detach() + eps)
+def objective(loss, distance, weight=0.01, eps=1e-5, level=None):
+    """L / sg(L) + lambda R / (sg(R) + eps) (4.5); `level`: `level_of` L where it is known."""
+    level = level_of(loss) if level is None else level
+    return loss / level.clamp(min=SMALLEST) + weight * distance / (distance.detach() + eps)

@@ -34,7 +34,7 @@ from labels import cluster_files
 from paths import last_model, needed_paths, use_demo_corpus
 from phases import DynamicGate, due, end_epoch, gate_report, keep_model, loop_of
 from published import read, to_published
-from shared import ddp, log
+from shared import ddp, log, ranks
 from shared.checkpoint import load_weights
 from shared.datasets.embeddings import labels_for, read_labels
 from shared.datasets.trial_files import trial_lists, validation_files
@@ -57,7 +57,7 @@ def run(rank, args, experiment_args):
     tests = trial_lists(args['trials_test'], args['path_test'], **loading(args))
     if args['eval']:
         return evaluate(args['published'] or last_model(args), tests, args)
-    log.check_same_run(folder, experiment_args, ignore=('seeds', 'rounds'))
+    log.check_same_run(folder, experiment_args, ignore=('seeds', 'rounds', 'accumulate'))
     check_model(args)
 
     # data
@@ -175,4 +175,4 @@ def finetune(labels_file, start, output, seed, corpus, logger, args):
 
 if __name__ == '__main__':
     args, system_args, experiment_args = get_args()
-    ddp.launch(examine if args['doctor'] or args['doctor_full'] else run, args, experiment_args)
+    ranks.launch(examine if args['doctor'] or args['doctor_full'] else run, args, experiment_args)

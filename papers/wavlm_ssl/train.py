@@ -7,6 +7,7 @@ from shared.datasets.voxceleb import known_name
 from shared.evaluation.crops import verify_by_crops
 from shared.evaluation.extraction import extract
 from shared.evaluation.verification import verify
+from shared.optim.accumulation import Gradients
 from shared.optim.schedules import exponential_steps
 from shared.precision import autocast
 
@@ -14,24 +15,22 @@ from shared.precision import autocast
 def finetune_epoch(title, epoch, done, gate, loop, parallel, optimizer, args):
     """AAM-softmax on pseudo-labels behind the gate; `done` epochs came before this phase's."""
     parallel.train()
+    precision = autocast(args['device'], args['amp'])
+    gradients = Gradients(parallel, optimizer, precision, args['accumulate'])
     for group in optimizer.param_groups:
         group['lr'] = exponential_steps(group['first_lr'], args['lr_decay'], 1, done + epoch)
     correct = done + epoch >= args['lc_epoch']
     for batch in loop.batches(title):
         batch = to_device(batch, args['device'])
         waves, clean = augment(batch).unbind(1)  # (B, L) each
-        with autocast(args['device'], args['amp']):
-            loss, logged, losses, gated = parallel(
-                waves, clean, batch['labels'], gate.log_gate, correct
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        found, losses, gated = gradients(waves, clean, batch['labels'], gate.log_gate, correct)
         # With nothing learnt, moments and weight decay would still move the weights (quirk 6).
         # To know waits for the device, so only gated epochs ask.
         if not gate.active or ddp.all_reduce((gated.kept | gated.corrected).sum()) > 0:
             optimizer.step()
         gate.record.note(batch['index'], losses, gated)
-        loop.meters.update(logged)
+        del found['loss']  # 1 and the pull: what is minimised has the gradient of a logarithm
+        loop.meters.update(found)
     means = loop.means()
     learnt = means['kept'] + means['corrected']
     means['accuracy'] = 100 * means.pop('hits') / max(learnt, 1e-12)  # of what is learnt

@@ -8,7 +8,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -245,11 +244,11 @@ def _results(
 
 
 def _start_worker(maker: Maker, folder: Path) -> None:
-    """One thread; Ctrl-C is the parent's to handle."""
+    """One thread; signals are the parent's to handle."""
     global _worker
     _worker = maker, folder
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ddp.leave_signals_to_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,7 +1,6 @@
 """Loaders: training batches that survive bad files, and whole files in batches of equal length."""
 
 import gc
-import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -250,11 +249,11 @@ def loader(
 
 
 def _start_worker(worker: int) -> None:
-    """One thread a worker; Ctrl-C is the main process's to handle, which then ends the workers.
+    """One thread a worker; signals are the main process's to handle, which then ends the workers.
 
     What was inherited is frozen: a worker must not run the main process's finalisers, and pages
     that its garbage collector never touches stay shared.
     """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ddp.leave_signals_to_parent()
     gc.freeze()

@@ -354,7 +354,7 @@ def test_epoch_sets_rate_and_margin_of_each_step_and_the_teachers_margin_stays(s
     schedule = small.train.Schedule(4, 0.1, 1e-3, 1, 2.0, 0.2, 2, 4)
     framework = method(small, 'enskd')
     loop = Steps(framework, done)
-    args = {'device': 'cpu', 'amp': False}
+    args = {'device': 'cpu', 'amp': False, 'accumulate': 1}
     found = small.train.train_epoch('x', 3, schedule, 0.5, loop, framework, loop.optimizer, args)
     steps = range(8 + done, 12)
     expected = [schedule.at(step, 4) for step in steps]
@@ -372,6 +372,6 @@ def test_epoch_without_teacher_logs_no_weight_of_it(small):
     framework = method(small, 'none')
     loop = Steps(framework)
     schedule = small.train.Schedule(4, 0.1, 1e-3, 1, 2.0, 0.2, 2, 4)
-    args = {'device': 'cpu', 'amp': False}
+    args = {'device': 'cpu', 'amp': False, 'accumulate': 1}
     found = small.train.train_epoch('x', 1, schedule, 1.0, loop, framework, loop.optimizer, args)
     assert found.keys() == {'loss', 'aam_loss', 'accuracy', 'lr', 'margin'}

@@ -39,8 +39,8 @@ def golden_losses():
 )
 def test_gated_mean_gives_the_golden_values(lgl, gate, loss, count):
     losses, _ = golden_losses()
-    value, mask = lgl.losses.gated_mean(losses, gate)
-    assert mask.sum() == count
+    value, mask, number = lgl.losses.gated_mean(losses, gate)
+    assert mask.sum() == number == count
     assert value.item() == pytest.approx(loss, rel=1e-5)
 
 
@@ -54,7 +54,7 @@ def test_gated_mean_gives_the_golden_gradient(lgl):
 def test_gated_mean_equals_a_loop_in_value_and_gradient(lgl):
     losses = torch.linspace(0.1, 4, 9, dtype=torch.float64).requires_grad_()
     gate = losses[4].item()  # inclusive
-    value, mask = lgl.losses.gated_mean(losses, gate)
+    value, mask, _ = lgl.losses.gated_mean(losses, gate)
     value.backward()
     selected = [x.item() for x in losses if x.item() <= gate]
     assert len(selected) == 5 and mask.tolist() == [True] * 5 + [False] * 4
@@ -64,9 +64,9 @@ def test_gated_mean_equals_a_loop_in_value_and_gradient(lgl):
 
 def test_gated_mean_of_nothing_is_zero_with_zero_gradient(lgl):
     losses, x = golden_losses()
-    value, mask = lgl.losses.gated_mean(losses, 6.0)
+    value, mask, number = lgl.losses.gated_mean(losses, 6.0)
     value.backward()
-    assert value.item() == 0 and not mask.any()
+    assert value.item() == 0 and not mask.any() and number == 0
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 

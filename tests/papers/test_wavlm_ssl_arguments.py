@@ -92,7 +92,7 @@ SPEC = {  # of a run without any argument, by section of the spec
     'dino_rir_gain': (-7.0, 3.0),
 }
 OURS = {'seeds', 'deterministic', 'amp', 'tf32', 'sync_bn', 'embeddings', 'labels', 'published'}
-OURS |= {'max_bad_share'}
+OURS |= {'max_bad_share', 'accumulate'}
 PRESETS = {  # what they change
     'rdino': {},
     'dino': {  # 8.3

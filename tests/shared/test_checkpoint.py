@@ -175,6 +175,88 @@ def test_failed_save_leaves_the_last_good_file_and_no_other(error, tmp_path, ful
     assert torch.equal(again[0].net[0].weight, framework.net[0].weight)
 
 
+@pytest.mark.parametrize('code', ['ESTALE', 'EXDEV', 'EBUSY', 'EROFS', 'ENOSPC'])
+def test_refused_rename_leaves_the_last_good_file_and_the_run_continues(
+    code, tmp_path, monkeypatch
+):
+    number = getattr(errno, code)
+    whole, draws, _ = train(tmp_path / 'whole', 3)
+    train(tmp_path / 'parts', 1)
+    files = {path.name: path.read_bytes() for path in (tmp_path / 'parts').iterdir()}
+
+    def refuse(source, target):
+        if target.name == 'last.pt':
+            raise OSError(number, os.strerror(number))
+        original(source, target)
+
+    with monkeypatch.context() as patch:
+        original = os.replace
+        patch.setattr(os, 'replace', refuse)
+        text = errors_of(train, tmp_path / 'parts', 3)
+    assert f'{tmp_path}/parts/last.pt: could not be saved' in text and os.strerror(number) in text
+    left = {path.name: path.read_bytes() for path in (tmp_path / 'parts').iterdir()}
+    assert left['last.pt'] == files['last.pt'] and not [name for name in left if 'tmp' in name]
+    parts, drawn, _ = train(tmp_path / 'parts', 3, seed=9)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert torch.equal(draws[0], drawn[0])
+
+
+def test_disk_that_is_full_for_the_kernel_leaves_the_last_good_file(tmp_path):
+    _, _, run = start(tmp_path)
+    run.end_epoch({}, 1.0)
+    before = (tmp_path / 'last.pt').read_bytes()
+    (tmp_path / f'.last.pt.{os.getpid()}.tmp').symlink_to('/dev/full')
+    text = errors_of(run.save)
+    assert 'No space left on device' in text and 'free some space' in text
+    assert (tmp_path / 'last.pt').read_bytes() == before
+    assert names(tmp_path) == ['best.pt', 'epoch_0001.pt', 'last.pt']
+    run.save()  # there is room again
+    assert next(start(tmp_path)[2].epochs(2)) == 2
+
+
+def read_only(*_):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+@pytest.mark.parametrize('by', ['the disk', 'the folder'])
+def test_folder_that_became_read_only_is_one_line(by, tmp_path, monkeypatch):
+    _, _, run = start(tmp_path)
+    run.end_epoch({}, 1.0)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    if by == 'the disk':
+        monkeypatch.setattr(checkpoint, 'open', read_only, raising=False)
+    elif os.getuid() == 0:
+        pytest.skip('root writes everywhere')
+    else:
+        tmp_path.chmod(0o500)
+    try:
+        text = errors_of(run.save)
+    finally:
+        tmp_path.chmod(0o700)
+    assert 'could not be saved' in text and 'make it writable or name another folder' in text
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+    assert next(start(tmp_path)[2].epochs(2)) == 2
+
+
+def test_old_epoch_that_cannot_be_removed_waits_for_the_next(tmp_path, monkeypatch):
+    _, _, run = start(tmp_path, keep=1)
+    run.end_epoch({}, 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), 'unlink', lambda *_, **__: read_only())
+        run.end_epoch({}, 1.0)
+    assert (tmp_path / 'epoch_0001.pt').exists()
+    run.end_epoch({}, 1.0)
+    assert names(tmp_path) == ['best.pt', 'epoch_0003.pt', 'last.pt']
+
+
+def test_what_a_killed_save_left_is_gone_after_the_next_start(tmp_path):
+    _, _, run = start(tmp_path)
+    run.save()
+    (tmp_path / f'.last.pt.{2**22 + 1}.tmp').write_bytes(b'half')
+    start(tmp_path)
+    assert names(tmp_path) == ['last.pt']
+
+
 def test_interrupted_save_leaves_no_half_file(tmp_path, full_disk):
     write({'a': 1}, tmp_path / 'a.pt')
     full_disk(KeyboardInterrupt())
@@ -327,8 +409,9 @@ def test_two_ranks_continue_their_own_numbers_and_rank_0_writes(run_ranks, tmp_p
     assert main[2] != other[2]
 
 
-def interrupted(folder):
+def interrupted(folder, agree):
     """Ctrl-C on rank 1 alone, while rank 0 has not begun to write."""
+    checkpoint.AGREE = agree
     original = checkpoint.write
 
     def late(state, path):
@@ -353,6 +436,35 @@ def interrupted(folder):
 
 
 @pytest.mark.slow
-def test_ctrl_c_on_one_rank_saves_and_ends_all(run_ranks, tmp_path):
-    for found in run_ranks(interrupted, tmp_path):
-        assert found == (10, {'epoch': 1, 'batch': 10})  # ranks agree every tenth step
+@pytest.mark.parametrize('agree, step', [(1e6, 10), (0, 4)], ids=['quick steps', 'slow steps'])
+def test_ctrl_c_on_one_rank_saves_and_ends_all(agree, step, run_ranks, tmp_path):
+    for found in run_ranks(interrupted, tmp_path, agree):
+        assert found == (step, {'epoch': 1, 'batch': step})
+
+
+def without_room(folder, call):
+    """What a disk without room, which rank 0 meets, is on this rank."""
+    run = Checkpoint(folder, framework=Toy())
+    if ddp.is_main():
+        checkpoint.replacing = checkpoint.write_text = without_room_for
+    try:
+        {
+            'save': run.save,
+            'end_epoch': lambda: run.end_epoch({}, 1.0),
+            'once': lambda: once(folder / 'once.json', dict, key=None),
+        }[call]()
+    except UserError as error:
+        return str(error)
+    return 'it went on'
+
+
+def without_room_for(path, text=''):
+    raise UserError(f'{path}: could not be saved')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'call, name', [('save', 'last.pt'), ('end_epoch', 'epoch_0001.pt'), ('once', 'once.json')]
+)
+def test_disk_without_room_ends_every_rank_with_the_same_line(run_ranks, tmp_path, call, name):
+    assert run_ranks(without_room, tmp_path, call) == [f'{tmp_path}/{name}: could not be saved'] * 2

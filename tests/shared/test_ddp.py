@@ -1,8 +1,4 @@
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,22 +6,6 @@ from torch import nn
 
 from shared import ddp
 from shared.errors import UserError
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def handler(monkeypatch):
-    """What `launch` installs for Ctrl-C, for one test."""
-    monkeypatch.setattr(ddp, '_requested', False)
-    previous = signal.signal(signal.SIGINT, ddp._on_interrupt)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
-def press_ctrl_c():
-    signal.raise_signal(signal.SIGINT)
-
 
 # one process
 
@@ -57,96 +37,98 @@ def test_unwrap_leaves_a_bare_module_alone():
     assert ddp.unwrap(module) is module
 
 
-def test_first_ctrl_c_is_noted_and_the_second_acts(handler):
-    with ddp.deferred_interrupt():
-        assert not ddp.interrupt_requested()
-        press_ctrl_c()
-        assert ddp.interrupt_requested()
-        with pytest.raises(KeyboardInterrupt):
-            press_ctrl_c()
+@pytest.fixture
+def handled(monkeypatch):
+    """What `launch` does with signals, for one test."""
+    monkeypatch.setattr(ddp, '_heard', -ddp.ECHO)
+    monkeypatch.setattr(ddp, '_requested', 0)
+    with ddp.stop_on_signals():
+        yield
 
 
-def test_ctrl_c_acts_at_once_outside_and_after_deferral(handler):
-    with pytest.raises(KeyboardInterrupt):
-        press_ctrl_c()
-    with ddp.deferred_interrupt():
-        pass
-    with pytest.raises(KeyboardInterrupt):
-        press_ctrl_c()
-    assert not ddp.interrupt_requested()
+TERMS = [signal.SIGTERM, signal.SIGUSR1]
+ALL = [signal.SIGINT, *TERMS]
+
+
+@pytest.mark.parametrize('number', ALL, ids=lambda number: number.name)
+def test_first_signal_in_a_loop_is_noted_and_the_second_acts(number, handled, monkeypatch):
+    monkeypatch.setattr(ddp, 'ECHO', 0.0)
+    with pytest.raises(ddp.Stopped) as caught, ddp.deferred_interrupt():
+        assert ddp.stop_requested() == 0
+        signal.raise_signal(number)
+        assert ddp.stop_requested() == number
+        signal.raise_signal(number)
+        pytest.fail('the second did not act')
+    assert caught.value.status == (130 if number == signal.SIGINT else 75)
+
+
+@pytest.mark.parametrize('number', ALL, ids=lambda number: number.name)
+def test_signal_acts_at_once_outside_and_after_a_loop(number, handled, monkeypatch):
+    monkeypatch.setattr(ddp, 'ECHO', 0.0)
+    for _ in range(2):
+        with pytest.raises(ddp.Stopped):
+            signal.raise_signal(number)
+        with ddp.deferred_interrupt():
+            pass
+    assert ddp.stop_requested() == 0
+
+
+def test_signal_after_the_last_look_of_a_loop_acts_when_the_loop_is_left(handled):
+    with pytest.raises(ddp.Stopped, match='SIGTERM'), ddp.deferred_interrupt():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_error_in_a_loop_that_was_told_to_stop_is_not_hidden(handled):
+    with pytest.raises(ZeroDivisionError), ddp.deferred_interrupt():
+        signal.raise_signal(signal.SIGTERM)
+        1 / 0  # noqa: B018
+
+
+def test_same_stop_by_two_ways_counts_once_and_ctrl_c_always(handled, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(ddp.time, 'monotonic', lambda: now)
+    with pytest.raises(ddp.Stopped, match='interrupted'), ddp.deferred_interrupt():
+        signal.raise_signal(signal.SIGTERM)
+        now += 0.5
+        signal.raise_signal(signal.SIGTERM)
+        now += ddp.ECHO - 0.1
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGINT)
+    now += 100
+    with pytest.raises(ddp.Stopped, match='SIGTERM'), ddp.deferred_interrupt():
+        signal.raise_signal(signal.SIGTERM)
+        now += ddp.ECHO + 0.1
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail('the second did not act')
+
+
+def test_handlers_are_put_back():
+    def present():
+        return [signal.getsignal(number) for number in ALL]
+
+    with ddp.on_signals(print):
+        with ddp.stop_on_signals():
+            assert present() == [ddp._on_interrupt] * 3
+        assert present() == [print] * 3
 
 
 @pytest.mark.parametrize(
-    ('visible', 'count', 'wanted', 'chosen'),
+    'number, saved, status, text',
     [
-        (None, 4, '0,2', '0,2'),
-        (None, 4, '', ''),
-        ('4,6', 2, '1', '6'),  # numbers count among the visible ones
-        ('GPU-aa,GPU-bb', 2, '1, 0', 'GPU-bb,GPU-aa'),
-    ],
-)
-def test_usable_gpu_narrows_what_is_visible(visible, count, wanted, chosen, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
-    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
-    if visible:
-        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
-    assert ddp._choose_gpus(wanted) == len([x for x in chosen.split(',') if x])
-    assert os.environ['CUDA_VISIBLE_DEVICES'] == chosen
-    assert ddp._choose_gpus(None) == count
-
-
-@pytest.mark.parametrize('wanted', ['2', '0,2', '-1', 'a', '1,1'])
-def test_usable_gpu_that_is_not_there_is_one_line(wanted, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
-    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
-    monkeypatch.setattr(ddp, 'spawn', lambda *given: pytest.fail('started ranks'))
-    with pytest.raises(SystemExit) as caught:
-        ddp.launch(print, {'usable_gpu': wanted}, {})
-    assert caught.value.code.startswith(f'error: usable_gpu {wanted}: ')
-    assert '\n' not in caught.value.code and 'CUDA_VISIBLE_DEVICES' not in os.environ
-
-
-def test_launch_on_the_cpu_runs_here_and_tells_the_device(monkeypatch, handler):
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-    monkeypatch.delenv('LOCAL_RANK', raising=False)
-    args, calls = {'usable_gpu': ''}, []
-    ddp.launch(lambda *given: calls.append(given), args, {'lr': 1})
-    facts = {'rank': 0, 'world_size': 1, 'device': 'cpu'}
-    assert calls == [(0, {'usable_gpu': '', **facts}, {'lr': 1})]
-
-
-@pytest.mark.parametrize(
-    ('error', 'status', 'lines'),
-    [
-        (UserError('what, where, what to do'), 1, ['error: what, where, what to do']),
+        (2, False, 130, 'interrupted; the same command continues from the last checkpoint'),
+        (2, True, 130, 'interrupted; the same command continues from the last checkpoint'),
+        (15, True, 75, 'told to stop (SIGTERM): saved; the same command continues'),
         (
-            KeyboardInterrupt(),
-            130,
-            ['interrupted; the same command continues from the last checkpoint'],
+            10,
+            False,
+            75,
+            'told to stop (SIGUSR1); the same command continues from the last checkpoint',
         ),
     ],
 )
-def test_launch_ends_in_one_line(error, status, lines, monkeypatch, capsys, handler):
-    def run(rank, args, experiment_args):
-        raise error
-
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-    with pytest.raises(SystemExit) as caught:
-        ddp.launch(run, {'usable_gpu': ''}, {})
-    assert caught.value.code == status
-    assert capsys.readouterr().err.splitlines() == lines
-
-
-def test_launch_shows_the_traceback_of_anything_else(monkeypatch, capsys, handler):
-    def run(rank, args, experiment_args):
-        raise ValueError('planned')
-
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-    with pytest.raises(SystemExit) as caught:
-        ddp.launch(run, {'usable_gpu': ''}, {})
-    shown = capsys.readouterr().err
-    assert caught.value.code == 1
-    assert shown.count('Traceback') == 1 and shown.endswith('ValueError: planned\n')
+def test_stopped_says_what_was_kept(number, saved, status, text):
+    stopped = ddp.Stopped(number, saved)
+    assert (stopped.status, str(stopped)) == (status, text)
 
 
 # two ranks
@@ -214,114 +196,3 @@ def test_gradient_through_the_gather_is_that_of_the_whole_batch(run_ranks):
     for found in run_ranks(pairwise_gradient, inputs):
         for ours, theirs in zip(found, expected):
             torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-6, atol=0)
-
-
-# ends of a run: `SCRIPT case` starts two ranks, under torchrun it joins them
-
-SCRIPT = """
-import os, signal, sys
-import torch
-from shared import ddp
-from shared.errors import UserError
-
-def wait_for_the_other():
-    torch.distributed.all_reduce(torch.ones(1))
-
-def run(rank, args, experiment_args):
-    case = experiment_args['case']
-    ddp.barrier()
-    os.write(1, b'ready\\n')  # in one piece, whatever the other rank writes
-    if case == 'fine':
-        return
-    if rank == 0 and case != 'interrupted':
-        wait_for_the_other()
-    if case == 'raises':
-        raise ValueError('planned')
-    if case == 'user error':
-        raise UserError('what, where, what to do')
-    if case == 'killed':
-        os.kill(os.getpid(), signal.SIGKILL)
-    signal.pause() if rank == 0 else wait_for_the_other()  # interrupted
-
-if __name__ == '__main__':
-    args, case = {'usable_gpu': ''}, {'case': sys.argv[1]}
-    if 'LOCAL_RANK' in os.environ:
-        ddp.launch(run, args, case)
-    else:
-        ddp.spawn(run, args, case, 2)
-    print('after')
-"""
-# A rank waiting in a collective would wait for hours; this includes the start of three Pythons.
-SECONDS = 60
-
-
-@pytest.fixture
-def script(tmp_path):
-    path = tmp_path / 'script.py'
-    path.write_text(SCRIPT)
-    return path
-
-
-@pytest.mark.slow
-def test_spawned_ranks_that_succeed_return_to_the_caller(script, python):
-    ended = python(script, 'fine', seconds=SECONDS)
-    assert (ended.returncode, ended.stderr) == (0, '')
-    assert ended.stdout == 'ready\nready\nafter\n'
-
-
-@pytest.mark.slow
-def test_rank_that_raises_ends_all_and_is_shown_once(script, python):
-    ended = python(script, 'raises', seconds=SECONDS)
-    assert ended.returncode == 1 and 'after' not in ended.stdout
-    assert ended.stderr.startswith('rank 1: Traceback')
-    assert ended.stderr.count('Traceback') == 1
-    assert ended.stderr.endswith('ValueError: planned\n')
-
-
-@pytest.mark.slow
-def test_user_error_of_a_rank_is_one_line(script, python):
-    ended = python(script, 'user error', seconds=SECONDS)
-    assert (ended.returncode, ended.stderr) == (1, 'error: what, where, what to do\n')
-
-
-@pytest.mark.slow
-def test_rank_that_is_killed_ends_all_and_is_named(script, python):
-    ended = python(script, 'killed', seconds=SECONDS)
-    assert ended.returncode == 1 and 'after' not in ended.stdout
-    assert 'rank 1 was ended by SIGKILL' in ended.stderr
-    assert ended.stderr.count('Traceback') <= 1  # of the rank that lost its peer
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('case', ['raises', 'killed'])
-def test_rank_that_dies_under_torchrun_ends_all(case, script, python):
-    torchrun = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2')
-    ended = python(*torchrun, script, case, seconds=SECONDS)
-    assert ended.returncode == 1 and 'after' not in ended.stdout
-    ours = [line for line in ended.stderr.splitlines() if line.startswith('rank ')]
-    if case == 'raises':
-        assert ours == ['rank 1: Traceback (most recent call last):']
-        assert ended.stderr.count('ValueError: planned\n') == 1
-    else:
-        assert len(ours) <= 1 and 'SIGKILL' in ended.stderr
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_spawned_ranks_with_status_130(script):
-    process = subprocess.Popen(
-        [sys.executable, script, 'interrupted'],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''},
-        cwd=ROOT,
-        start_new_session=True,  # a terminal sends Ctrl-C to the whole group
-    )
-    try:
-        assert [process.stdout.readline() for _ in range(2)] == ['ready\n'] * 2
-        os.killpg(process.pid, signal.SIGINT)
-        _, shown = process.communicate(timeout=SECONDS)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert shown == 'interrupted; the same command continues from the last checkpoint\n'

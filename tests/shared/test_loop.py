@@ -1,10 +1,14 @@
+import contextlib
+import io
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from shared import ddp
+from shared.checkpoint import read
 from shared.datasets.samplers import ShuffledBatches
 from shared.errors import UserError
 from shared.framework import Framework
@@ -14,20 +18,35 @@ SIZE, BATCH, EPOCHS = 23, 4, 2  # five batches an epoch, three utterances left o
 
 
 class Loader:
-    """Batches of `SIZE` numbers, as `train_loader` yields them; those of `bad` were replaced."""
+    """Batches of `SIZE` numbers, as `train_loader` yields them; those of `bad` were replaced.
 
-    def __init__(self, seed=7, size=SIZE, bad=(5,)):
-        self.bad = bad
+    Those of `values` are other numbers.
+    """
+
+    def __init__(self, seed=7, size=SIZE, bad=(5,), values=()):
+        self.bad, self.values = bad, dict(values)
+        self.dataset = self.utterances = self
         self.batch_sampler = ShuffledBatches(size, BATCH, seed, ddp.rank(), ddp.world_size())
 
     def __len__(self):
         return len(self.batch_sampler)
 
     def __iter__(self):
-        for pairs in self.batch_sampler:
-            index = torch.tensor([index for _, index in pairs])
-            bad = [f'{i}.wav: truncated' for i in index.tolist() if i in self.bad]
-            yield {'index': index, 'x': index.float()[:, None], 'skipped': bad, 'converted': {}}
+        for keys in self.batch_sampler:
+            yield self.collate_fn([self[key] for key in keys])
+
+    def __getitem__(self, key):
+        epoch, index = key
+        return index, self.values.get(index, index) if epoch == EPOCHS else index
+
+    def path(self, index):
+        return Path(f'/data/{index}.wav')
+
+    def collate_fn(self, samples):
+        bad = [f'{i}.wav: truncated' for i, _ in samples if i in self.bad]
+        x = torch.tensor([[float(value)] for _, value in samples])
+        index = torch.tensor([index for index, _ in samples])
+        return {'index': index, 'x': x, 'skipped': bad, 'converted': {}}
 
 
 class Toy(Framework):
@@ -234,3 +253,194 @@ def test_export_ends_the_phase_at_its_best_epoch_and_writes_each_network_once(tm
     assert loop.skipped.summary() in capsys.readouterr().out
     when = files['net'].stat().st_mtime_ns
     assert loop.export(states) == files and files['net'].stat().st_mtime_ns == when
+
+
+# values that are no numbers
+
+
+def fails(folder, **how):
+    """The one line of a run that must end by itself."""
+    with pytest.raises(UserError) as caught:
+        run(folder, **how)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def step_of(index, size):
+    """The step of the last epoch in which an utterance comes, and its rank on two."""
+    sampler = ShuffledBatches(size, BATCH, 7)
+    sampler.set_position(EPOCHS)
+    for step, keys in enumerate(sampler, 1):
+        if (EPOCHS, index) in keys:
+            return step, keys.index((EPOCHS, index)) // (BATCH // 2)
+    raise KeyError(index)
+
+
+def utterance_of(step, rank, size):
+    """An utterance of the last epoch that comes in a step, on a rank of two."""
+    return next(i for i in range(size) if i != 5 and step_of(i, size) == (step, rank))
+
+
+@pytest.mark.parametrize('value, loss', [(float('nan'), 'nan'), (1e30, 'inf')])
+@pytest.mark.parametrize('save_minutes', [0, 60])  # seen by a save in the next step, by a look
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_its_batch(
+    value, loss, save_minutes, tmp_path
+):
+    whole = run(tmp_path / 'whole', loader=Loader(size=51))
+    index, folder = utterance_of(7, 0, 51), tmp_path / 'parts'
+    loader = Loader(size=51, values={index: value})
+    text = fails(folder, loader=loader, save_minutes=save_minutes)
+    assert text.startswith(f'train 2: loss is {loss} at step 7; its batch is in {folder}/bad_batch')
+    assert '`--amp false`' in text and 'learning rate' in text and 'same command' in text
+    bad = read(folder / 'bad_batch.pt')
+    assert (bad['loop'], bad['epoch'], bad['step'], bad['rank']) == ('train 2', 2, 7, 0)
+    row = bad['batch']['index'].tolist().index(index)
+    assert bad['keys'][row] == [2, index] and bad['files'][row] == [f'/data/{index}.wav']
+    assert (bad['batch']['index'].tolist(), 2) == (whole[0][12 + 6][1], whole[0][12 + 6][0])
+    assert bad['batch']['x'][row].item() == pytest.approx(value, nan_ok=True)
+    last = list(bad['values'])
+    assert last == list(range(last[0], last[0] + len(last))) and 7 in last
+    assert [step for step, loss in bad['values'].items() if loss['loss'] < 1e9][-1] == 6
+    position = read(folder / 'last.pt')['position']
+    assert position == ({'epoch': 2, 'batch': 6} if save_minutes == 0 else {'epoch': 2, 'batch': 0})
+    same(run(folder, seed=5, loader=Loader(size=51)), whole)  # with the file mended
+
+
+@pytest.mark.parametrize('save_minutes, step', [(0, 2), (60, 5)])
+def test_a_gradient_that_is_no_number_is_never_saved(save_minutes, step, tmp_path, monkeypatch):
+    """The loss is one still. Saved, it would be NaN for ever."""
+    whole, calls, original = run(tmp_path / 'whole'), [], torch.optim.Adam.step
+
+    def poisoned(self, *arguments):
+        calls.append(1)
+        if len(calls) == step:
+            self.param_groups[0]['params'][2].grad[0] = float('nan')
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, 'step', poisoned)
+        text = fails(tmp_path / 'parts', save_minutes=save_minutes)
+    assert f'train 1: the gradient of net.2.weight was not finite at step {step}; its' in text
+    bad = read(tmp_path / 'parts' / 'bad_batch.pt')
+    assert bad['batch']['index'].tolist() == whole[0][step - 1][1]
+    same(run(tmp_path / 'parts', save_minutes=save_minutes), whole)
+
+
+def test_a_batch_that_cannot_be_read_again_or_written_does_not_hide_why(tmp_path, monkeypatch):
+    loader = Loader(values={utterance_of(2, 0, SIZE): float('nan')})
+    monkeypatch.setattr(loader, 'path', lambda index: Path('/data/x.wav').open())
+    text = fails(tmp_path, loader=loader)
+    assert 'train 2: loss is nan at step 2; its batch could not be saved (' in text
+    assert '/data/x.wav' in text and not (tmp_path / 'bad_batch.pt').exists()
+
+
+def one_of_two_ranks(folder, step):
+    """What rank 1's NaN in a step leads to on this rank."""
+    values = {utterance_of(step, 1, 50): float('nan')}
+    try:
+        run(folder, seed=ddp.rank(), loader=Loader(size=50, values=values))
+    except UserError as error:
+        return str(error)
+    return 'it went on'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('step', [7, 10])  # everyone's when it is looked for, or its own alone
+def test_the_rank_that_saw_it_leaves_its_batch_and_all_end_with_one_line(run_ranks, tmp_path, step):
+    text, other = run_ranks(one_of_two_ranks, tmp_path / 'run', step)
+    assert text == other
+    file = tmp_path / 'run' / 'bad_batch_rank1.pt'
+    assert text.startswith(
+        f'train 2: loss is nan at step {step} on rank 1; its batch is in {file};'
+    )
+    assert [path.name for path in (tmp_path / 'run').glob('*bad*')] == [file.name]
+    bad = read(file)
+    assert bad['rank'] == 1 and utterance_of(step, 1, 50) in bad['batch']['index']
+    assert read(tmp_path / 'run' / 'last.pt')['position'] == {'epoch': 2, 'batch': 0}
+
+
+# another number of processes
+
+
+class Smooth(Framework):
+    """Without dropout and batch norm a step is the same on any number of processes."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+    def forward(self, x):
+        return (self.net(x.double() / SIZE) - 1).pow(2).mean()
+
+
+def stage(folder, kill):
+    """Continues for `kill` steps or to the end; what this rank saw, what is left, what was said."""
+    torch.manual_seed(0)
+    framework = Smooth()
+    parallel = framework.distribute('cpu')
+    optimizer = torch.optim.Adam(framework.learnable(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
+    objects = {'framework': framework, 'optimizer': optimizer, 'schedule': schedule}
+    steps = []
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(Killed):
+        loop = Loop(folder, Loader(size=50, bad=()), save_minutes=0.0, **objects)
+        for epoch in loop.epochs(EPOCHS):
+            for batch in loop.batches(f'train {epoch}'):
+                if kill == len(steps):
+                    raise Killed
+                loss = parallel(batch['x'])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                loop.meters.update({'loss': loss}, len(batch['index']))
+                steps.append((epoch, batch['index'].tolist(), optimizer.param_groups[0]['lr']))
+            loop.end_epoch({'loss': loop.means()['loss']}, value=-epoch)
+    state = {name: value.tolist() for name, value in framework.state_dict().items()}
+    return steps, state, loop.history, loop.best, said.getvalue()
+
+
+@pytest.mark.slow
+def test_a_run_continued_on_two_processes_and_on_one_again_is_the_same_run(run_ranks, tmp_path):
+    whole = stage(tmp_path / 'whole', None)
+    folder = tmp_path / 'parts'
+    alone = stage(folder, 5)  # of twelve steps an epoch; each is saved
+    both = run_ranks(stage, folder, 17 + 1)  # two ranks save every tenth step: until 10 of epoch 2
+    last = stage(folder, None)
+    # every step has the utterances of the undisturbed run, in the same order, at the same rate
+    together = [
+        (epoch, mine + theirs, rate)
+        for (epoch, mine, rate), (_, theirs, _) in zip(both[0][0], both[1][0])
+    ]
+    assert alone[0] + together[:17] + last[0] == whole[0] and len(together) == 18
+    # means over an epoch of which each did a part, the chosen epoch, the weights
+    assert last[3] == whole[3] == {'epoch': 2, 'value': -2}
+    for ours, theirs in zip(last[2], whole[2], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-12)
+    for name, values in whole[1].items():
+        torch.testing.assert_close(torch.tensor(last[1][name]), torch.tensor(values))
+    # said once, by rank 0, when it happens
+    told = 'processes instead of {}: same batches, schedule and means; dropout and unsynch'
+    assert alone[4] == both[1][4] == '' and f'{folder}: continued on 2 ' in both[0][4]
+    assert told.format(1) in both[0][4] and told.format(2) in last[4]
+    assert stage(folder, None)[4] == ''  # it is over
+
+
+def draws(folder):
+    """Dropout's numbers: what a rank would draw next before and after it continues."""
+    framework = Toy()
+    torch.manual_seed(100 + ddp.rank())
+    new = torch.rand(2).tolist()
+    torch.manual_seed(100 + ddp.rank())
+    loop = Loop(folder, Loader(), framework=framework)
+    drawn = torch.rand(2).tolist()
+    loop.save()
+    return new, drawn, torch.rand(2).tolist()
+
+
+@pytest.mark.slow
+def test_ranks_that_stay_go_on_with_their_numbers_and_new_ones_begin(run_ranks, tmp_path):
+    first = draws(tmp_path / 'run')
+    two = run_ranks(draws, tmp_path / 'run')
+    assert two[0][1] == first[2] and two[1][1] == two[1][0]
+    assert draws(tmp_path / 'run')[1] == two[0][2]

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -105,13 +107,48 @@ def test_progress_shows_loss_and_speed_on_one_rank_only(capsys):
     assert 'training 7' in shown and 'utt/s' in shown and 'loss 1.250' in shown
 
 
-@pytest.mark.parametrize('value', [float('nan'), float('inf')])
-def test_a_mean_that_is_no_number_stops_the_loop_and_is_named(value):
-    meters, done = Meters(), []
-    with pytest.raises(FloatingPointError, match=r'training 2: aat_loss is (nan|inf) at step 4'):
-        for step in Progress('training 2', 9, 1, interval=2, show=False).watch(
-            range(1, 10), meters
-        ):
-            meters.update({'loss': 1.0, 'aat_loss': value if step == 3 else 1.0})
-            done.append(step)
-    assert done == [1, 2, 3, 4]
+def watched(values, start=0):
+    """Meters after an epoch with a loss of 1, and `values`: step -> another quantity."""
+    meters, total = Meters(), 40
+    progress = Progress('t', total, 1, start=start, show=False)
+    for step in progress.watch(range(start + 1, total + 1), meters):
+        meters.update({'loss': torch.tensor(1.0), 'other': values.get(step, 1.0)})
+        if progress.due and meters.not_finite():
+            break
+    return meters
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize('step', [1, 13, 20, 40])
+def test_the_first_step_that_is_not_finite_is_named_with_its_values(step, value):
+    later = dict.fromkeys(range(step + 1, 41), -value)
+    found, values = watched({step: value, **later}, start=0 if step == 1 else 11).not_finite()
+    assert found == step and values.keys() == {'other'}
+    assert values['other'] == value or math.isnan(values['other']) and math.isnan(value)
+
+
+def test_finite_values_are_never_taken_for_others():
+    meters = watched({3: 1e300, 4: -1e300, 5: 1e-300})
+    assert meters.not_finite() is None and Meters().not_finite() is None
+    assert meters.recent() == {step: {'loss': 1.0, 'other': 1.0} for step in range(31, 41)}
+    meters.clear()
+    assert meters.recent() == {} and meters.not_finite() is None
+
+
+def test_a_nan_without_weight_and_one_beside_an_infinity_are_seen():
+    meters = Meters()
+    meters.update({'a': math.inf}, weight=0.0)
+    assert meters.not_finite() == (0, {'a': math.inf})
+    meters.update({'b': -math.inf})
+    meters.update({'b': 3.0, 'c': 1.0})  # the last value of a step
+    assert meters.recent() == {0: {'a': math.inf, 'b': 3.0, 'c': 1.0}}
+
+
+def test_no_step_waits_for_the_device():
+    meters, done = Meters(), 0
+    for _ in Progress('t', 99, 4, start=10, show=False).watch(range(9), meters):
+        meters.update({'loss': torch.tensor(1.0, device='meta')})  # it has no value to fetch
+        done += 1
+    assert done == 9
+    with pytest.raises(RuntimeError, match='meta'):
+        meters.not_finite()

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from shared import ddp
-from shared.losses.class_weights import class_weights, weighted_mean
+from shared.losses.class_weights import class_weights, weight_sum, weighted_mean
 
 LABELS = torch.tensor([0, 2, 2, 1, 0, 2])
 WEIGHTS = torch.tensor([3.0, 0.5, 1.5], dtype=torch.float64)
@@ -53,3 +53,15 @@ def test_weighted_mean_on_two_processes_is_that_of_one(run_ranks):
     assert (loss0 + loss1) / 2 == pytest.approx(expected.item(), rel=1e-12)
     expected.backward()
     torch.testing.assert_close(torch.tensor(gradient, dtype=torch.float64), logits.grad)
+
+
+@pytest.mark.parametrize('parts', [1, 2, 3])
+def test_mean_over_parts_of_a_batch_is_that_of_the_batch(parts):
+    losses = drawn(6).detach()
+    total = weight_sum(LABELS, WEIGHTS)
+    assert total.ndim == 0 and total == sum(WEIGHTS[y] for y in LABELS)
+    pairs = zip(losses.chunk(parts), LABELS.chunk(parts))
+    found = [weighted_mean(own, labels, WEIGHTS, total / parts) for own, labels in pairs]
+    expected = weighted_mean(losses, LABELS, WEIGHTS)
+    assert (sum(found) / parts).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert parts > 1 or torch.equal(found[0], expected)
