@@ -66,13 +66,13 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def remove_unfinished(folder: str | Path) -> list[Path]:
-    """Removes what killed processes left of `replacing` in a folder, not below; returns its paths.
+    """Removes what killed processes left of `replacing` in a folder and below; returns its paths.
 
     What another process that lives on this machine may be writing is left alone, but those of
     other machines are not known: give folders that one run alone writes into.
     """
     removed = []
-    for path in sorted(Path(folder).glob('.*.tmp')):
+    for path in sorted(Path(folder).rglob('.*.tmp')):
         number = re.fullmatch(r'\..+\.(\d+)\.tmp', path.name)
         if number is None or _lives(int(number[1])):
             continue

@@ -19,7 +19,7 @@ from shared import ddp
 from shared.datasets.demo_parts import Utterance, plan, write_parts
 from shared.datasets.demo_settings import Difficulty, Settings
 from shared.errors import UserError
-from shared.files import write_text
+from shared.files import remove_unfinished, write_text
 
 TRIAL_LISTS = {  # name: the sets it draws from, as VoxCeleb1-O, -E and -H do
     'valid': ('valid',),
@@ -141,6 +141,7 @@ def unfinished_record(corpus: DemoCorpus) -> Path:
 
 def build(corpus: DemoCorpus, settings: Settings, processes: int) -> None:
     """Writes the audio, then the lists, then corpus.json."""
+    remove_unfinished(corpus.root)
     write_text(unfinished_record(corpus), json.dumps(settings.as_json(), indent=1) + '\n')
     utterances: list[Utterance] = []
     with tqdm(total=len(plan(settings)), desc='demo corpus', unit='part') as progress:

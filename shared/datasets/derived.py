@@ -24,7 +24,7 @@ from shared.datasets.decoding import AudioError
 from shared.datasets.items import DataError
 from shared.datasets.lists import listing
 from shared.errors import UserError
-from shared.files import write_text
+from shared.files import remove_unfinished, write_text
 
 MANIFEST, UNFINISHED, SKIPPED = 'manifest.json', 'manifest.unfinished.json', 'skipped.txt'
 GIVE_UP = 100  # bad sources over the share: looking at the rest would only take time
@@ -110,6 +110,7 @@ def make_files(
         if before is None or again:
             if not lists:
                 _write_record(folder, wanted, lists)
+            remove_unfinished(folder)
             todo, allowed = again or sources, int(max_skipped * len(sources))
             files, skipped = _make_all(todo, maker, folder, workers, title, allowed)
             files += before['files'] if before else 0

@@ -17,7 +17,7 @@ from shared.datasets.demo import DemoCorpus
 from shared.demo_ssl.probe import PROTOCOL, probe
 from shared.demo_ssl.training import Crops, PreTraining, Recipe, targets, train
 from shared.errors import UserError
-from shared.files import replacing
+from shared.files import remove_unfinished, replacing
 from shared.models.ssl_checkpoints import ssl_encoder, write_ssl
 from shared.models.ssl_config import SslConfig
 
@@ -115,6 +115,7 @@ def _is_complete(folder: Path, wanted: dict) -> bool:
 
 
 def _make(folder, corpus, settings, seed, device, workers, config, recipe) -> None:
+    remove_unfinished(folder.parent)
     cuda = [device] if device.type == 'cuda' else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import UserError
+from shared.files import remove_unfinished
 from shared.log import pictures, provenance
 from shared.log._interface import ExperimentLogger
 from shared.log.files import (
@@ -52,6 +53,7 @@ class LocalLogger(ExperimentLogger):
         self.path, self._drawn = Path(path_log), -math.inf
         with readable_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(self.path)
             self._say_what_runs(Path(path_scripts), description)
             self._values = read_values(self.path / 'metrics.jsonl')
             self._file = open_for_lines(self.path / 'metrics.jsonl')

@@ -89,8 +89,9 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     below = tmp_path / 'below' / f'.last.pt.{NO_PROCESS}.tmp'
     below.write_text('half')
     removed = remove_unfinished(tmp_path)
-    assert sorted(path.name for path in removed) == sorted([*dead, folder.name])
-    assert sorted(os.listdir(tmp_path)) == sorted([*mine, *others, 'below']) and below.exists()
+    assert sorted(path.name for path in removed) == sorted([*dead, folder.name, below.name])
+    assert sorted(os.listdir(tmp_path)) == sorted([*mine, *others, 'below'])
+    assert not below.exists()
     assert remove_unfinished(tmp_path / 'nowhere') == []
 
 
