@@ -21,8 +21,8 @@ $(STAMP): requirements.txt pyproject.toml
 demo: $(STAMP)   ## LGL on the built-in synthetic corpus, with a report; minutes on two cores
 	OMP_WAIT_POLICY=passive $(BIN)/python papers/lgl/main.py --demo
 
-test: $(STAMP)   ## every test, three files at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+test: $(STAMP)   ## every test, three files at a time, long ones first
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)   ## ruff, format check, mypy on shared/
 	$(BIN)/ruff check .
