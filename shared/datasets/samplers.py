@@ -25,7 +25,7 @@ class ShuffledBatches:
     incomplete batch is dropped.
 
     Iterating starts at the position and leaves it alone: workers read ahead, so only the training
-    loop knows what was consumed. It calls `set_position(epoch, batch)` before the state is saved.
+    loop knows what was consumed. It calls `set_position(epoch, batch)` before it iterates.
 
     Raises:
         DataError: the batch does not divide by the ranks, or exceeds the number of utterances.

@@ -11,44 +11,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
+import lgl_recipe
 import pytest
-from recipes import ROOT, Recipe, logged, same, small_corpus, weights
+from recipes import ROOT, logged, same, small_corpus, weights
 
-SETTINGS = {
-    'phase': 'contrastive',
-    'width': 8,
-    'mfa_width': 24,
-    'attention_width': 8,
-    'se_width': 8,
-    'embed_size': 16,
-    'contrastive_epoch': 3,
-    'contrastive_batch': 8,
-    'contrastive_crop': 8000,
-    'crop_size': 12000,
-    'batch_size': 8,
-    'clusters': 4,
-    'iterations': 1,
-    'gates': '2.0',
-    'patience': 1,
-    'eval_seconds': 60,
-    'num_workers': 0,
-    'usable_gpu': '',
-    'save_minutes': 1e-6,  # after every step
-}
-LGL = Recipe(
-    'lgl',
-    'LGL',
-    SETTINGS,
-    lambda corpus: {
-        'path_train': corpus.train,
-        'list_train': corpus.train_list,
-        'path_test': corpus.vox1,
-        'trials_test': corpus.trials['O'],
-        'path_valid': corpus.vox1,
-        'trials_valid': corpus.trials['valid'],
-        'path_musan': corpus.musan,
-        'path_rir': corpus.rirs,
+LGL = replace(
+    lgl_recipe.LGL,
+    settings={
+        **lgl_recipe.SMALL,
+        'phase': 'contrastive',
+        'contrastive_epoch': 3,
+        'save_minutes': 1e-6,  # after every step
     },
 )
 FIRST, SECOND = '10.213.7.1', '10.213.7.2'
