@@ -346,8 +346,10 @@ def test_members_of_archives_and_shards_do_not_lead_out(name, tmp_path):
 
     def packed(file):
         (tmp_path / 'x').write_bytes(b'abc')
-        with tarfile.open(file, 'w') as tar:
-            tar.add(tmp_path / 'x', filter=lambda info: info.replace(name=name, deep=False))
+        with tarfile.open(file, 'w') as tar, open(tmp_path / 'x', 'rb') as content:
+            info = tar.gettarinfo(tmp_path / 'x')
+            info.name = name
+            tar.addfile(info, content)
 
     packed(tmp_path / 'a.tar')
     with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as archive:

@@ -123,14 +123,30 @@ def test_rank_that_never_comes_is_named(meeting_point):
     )
 
 
-def test_ranks_that_are_all_there_get_a_store_that_waits_for_hours(meeting_point, monkeypatch):
-    other = dist.PrefixStore(
-        'default_pg', dist.TCPStore('127.0.0.1', meeting_point, 2, True, wait_for_workers=False)
-    )
+@pytest.mark.parametrize('machines, name', [('1', 'attempt 3'), ('2', 'attempt')])
+def test_ranks_that_are_all_there_get_a_store_that_waits_for_hours(
+    machines, name, meeting_point, monkeypatch
+):
+    server = dist.TCPStore('127.0.0.1', meeting_point, 2, True, wait_for_workers=False)
+    other = dist.PrefixStore(name, server)
     other.set('here/0', '')
-    monkeypatch.setenv('TORCHELASTIC_USE_AGENT_STORE', 'True')  # torchrun serves
+    served_by_torchrun(monkeypatch, machines)
     store = ranks._meet(1, 2)
     assert store.timeout == ddp.TIMEOUT and other.check(['here/1'])
+
+
+def test_ranks_that_torchrun_started_before_are_not_met(meeting_point, monkeypatch):
+    server = dist.TCPStore('127.0.0.1', meeting_point, 2, True, wait_for_workers=False)
+    dist.PrefixStore('attempt 2', server).set('here/0', '')
+    served_by_torchrun(monkeypatch, '1')
+    with pytest.raises(UserError, match='missing: rank 0;'):
+        ranks._meet(1, 2)
+
+
+def served_by_torchrun(monkeypatch, machines):
+    monkeypatch.setenv('TORCHELASTIC_USE_AGENT_STORE', 'True')
+    monkeypatch.setenv('GROUP_WORLD_SIZE', machines)
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '3')
 
 
 def test_rank_0_that_does_not_answer_is_one_line(meeting_point):
