@@ -49,6 +49,9 @@ def options(name, corpus, path_log, **changes):
     }
     if name == 'lgl':
         values.pop('path_ssl')
+    if name == 'nawsv':  # what it makes, else in /data
+        made = {'path_musan_split': path_log / 'musan_split', 'path_noisy': path_log / 'noisy'}
+        values = made | values
     return [str(word) for key in values for word in (f'--{key}', values[key])]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared import ddp, precision
+from shared import ddp, precision, ranks
 from shared.errors import UserError
 from shared.framework import Framework
 from shared.models.ssl_config import WAVLM_BASE
@@ -131,7 +131,7 @@ def test_tf32_is_as_the_arguments_say_on_a_gpu(monkeypatch, given, allowed):
         for flag in flags:
             flag.allow_tf32 = not allowed
         args = dict(given)
-        ddp._join(0, args)
+        ranks._join(0, args)
         assert [flag.allow_tf32 for flag in flags] == [allowed, allowed]
         assert args['device'] == 'cuda:0'
     finally:

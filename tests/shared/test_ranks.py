@@ -184,7 +184,7 @@ def end_when_told(codes, ready):
 @pytest.fixture
 def watched(monkeypatch):
     """`watched([(function, *arguments), ...], told)`: exit codes, who was killed, seconds."""
-    monkeypatch.setattr(ranks, 'GRACE', 0.5)
+    monkeypatch.setattr(ranks, 'GRACE', 1.0)
     monkeypatch.setattr(ranks, 'LOOK', 0.02)
     context, begun = get_context('fork'), []
 
@@ -204,7 +204,7 @@ def watched(monkeypatch):
         process.kill()
 
 
-LATER = 50  # looks
+LATER = 75  # looks
 
 
 class Told(list):
@@ -235,7 +235,7 @@ def test_ranks_that_all_succeed_end_a_run_well(watched):
 
 
 def test_rank_that_outlives_a_failed_one_is_killed_after_the_grace_time(watched):
-    codes, killed, status, seconds = watched([stubborn(), (end_with, 1), (end_with, 0, 0.4)])
+    codes, killed, status, seconds = watched([stubborn(), (end_with, 1), (end_with, 0, 0.1)])
     assert (codes, killed, status) == ([-9, 1, 0], {0}, 1)
     assert seconds >= ranks.GRACE
 
