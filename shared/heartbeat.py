@@ -27,6 +27,7 @@ FIRST = 1800.0  # s for the first step of a loop: workers start, kernels are com
 PERIOD = 5.0  # s between two signs of life
 SILENT = 6  # periods without a sign, after which a rank counts as stopped or lost
 SHOWN = 4  # ranks on the line
+LAST = 10.0  # s that a thread gets to leave the store
 
 _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ('stdlib', 'purelib', 'platlib'))
 _connection: dict[str, Any] = {}  # of this process, to the store
@@ -75,7 +76,7 @@ class _Beat:
         self._over.set()
         for thread in self._threads:
             if thread is not threading.current_thread():  # a generator may be cleared by any
-                thread.join(1.0)
+                thread.join(LAST)
 
     def _look(self) -> None:
         # Counts the periods it was awake: a machine that was suspended, or a process that was

@@ -5,6 +5,7 @@ process each); under torchrun they are there and only join. Exit statuses: 0, 1 
 failure is shown once), 2 (wrong arguments), `ddp.INTERRUPTED` and `ddp.STOPPED`.
 """
 
+import atexit
 import contextlib
 import datetime
 import math
@@ -158,6 +159,12 @@ def _process(local_rank, run, args, experiment_args, gate) -> None:
             raise SystemExit(status)
     if dist.is_initialized():
         dist.destroy_process_group()
+    if gate is not None:
+        # Not by Python's own end: a thread that is still inside torch's store would abort it.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def leave(status: int, text: str) -> NoReturn:
