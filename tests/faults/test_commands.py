@@ -7,13 +7,10 @@ A minute of runs, so it is asked for; the same faults of a small loop are in the
 
 import os
 import resource
-import subprocess
-import sys
-import time
 
 import pytest
 from lgl_recipe import LGL
-from recipes import ROOT, logged, same, small_corpus, weights
+from recipes import logged, same, small_corpus, weights
 
 from shared.augmentations.augment import augment
 from shared.checkpoint import read
@@ -40,21 +37,15 @@ def test_disk_that_fills_up_in_mid_run_costs_one_line_and_no_result(
     minutes, file, corpus, undisturbed, tmp_path
 ):
     settings, folder = {**SETTINGS, 'save_minutes': minutes}, tmp_path / 'LGL' / 'run'
-    process = subprocess.Popen(
-        [sys.executable, *LGL.command(corpus, tmp_path, **settings)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+    status, errors = LGL.disturbed(
+        corpus,
+        tmp_path,
+        (folder / 'contrastive' / 'last.pt').exists,
+        lambda run: resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY)),
+        **settings,
     )
-    end = time.monotonic() + 120
-    while not (folder / 'contrastive' / 'last.pt').exists():
-        assert process.poll() is None and time.monotonic() < end, 'the run ended too early'
-        time.sleep(0.005)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
-    _, errors = process.communicate(timeout=120)
     last = [line for line in errors.splitlines() if line.strip()][-1]
-    assert process.returncode == 1 and 'Traceback' not in errors, errors
+    assert status == 1 and 'Traceback' not in errors, errors
     assert last.startswith(f'error: {folder / file}: ') and 'File too large' in last
     assert not [path for path in folder.rglob('*') if path.name.endswith('.tmp')]
     position = read(folder / 'contrastive' / 'last.pt')['position']

@@ -124,6 +124,12 @@ class Recipe:
 
     def stopped(self, corpus, path_log, moment, kind=signal.SIGKILL, **changes):
         """Starts a run and stops it at a moment; returns its exit status and error output."""
+        return self.disturbed(
+            corpus, path_log, moment, lambda run: run.send_signal(kind), **changes
+        )
+
+    def disturbed(self, corpus, path_log, moment, act, **changes):
+        """As `stopped`, of what `act` does to the process."""
         process = subprocess.Popen(
             [sys.executable, *self.command(corpus, path_log, **changes)],
             cwd=ROOT,
@@ -135,8 +141,8 @@ class Recipe:
         while not moment():
             assert process.poll() is None and time.monotonic() < end, 'the run ended too early'
             time.sleep(0.005)
-        process.send_signal(kind)
-        _, errors = process.communicate(timeout=60)
+        act(process)
+        _, errors = process.communicate(timeout=120)
         return process.returncode, errors
 
 
