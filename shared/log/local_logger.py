@@ -50,7 +50,7 @@ class LocalLogger(ExperimentLogger):
     essential = True
 
     def __init__(self, path_log: str | Path, path_scripts: str | Path, description: dict) -> None:
-        self.path, self._drawn = Path(path_log), -math.inf
+        self.path, self._drawn_at = Path(path_log), -math.inf
         with readable_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             remove_unfinished(self.path)
@@ -61,14 +61,15 @@ class LocalLogger(ExperimentLogger):
             self._status.update(starts=self._status.get('starts', 0) + 1, finished=None)
             self._status.setdefault('started', now())
             write_json(self.path / 'status.json', self._status)
-        if self._values:
-            self.curves()
+        # of earlier starts as well: one that was killed may have drawn less than it logged
+        self._undrawn = dict.fromkeys(map(pictures.group_of, self._values))
 
     def log_metrics(self, values: dict[str, float], step: int | None = None) -> None:
         moment = round(time.time(), 3)
         lines = []
         for name, value in values.items():
             series = self._values.setdefault(name, {})
+            self._undrawn[pictures.group_of(name)] = None
             at = len(series) if step is None else int(step)
             series[at] = float(value)
             # JSON has no NaN; the reader's float() understands 'nan' and 'inf'
@@ -101,17 +102,18 @@ class LocalLogger(ExperimentLogger):
     def curves(self) -> None:
         """Draws `curves/<split>.png` from all values so far, those of earlier starts included.
 
-        At most once a minute: a picture takes a second, an epoch may take less.
+        At most once a minute: a picture takes half a second, an epoch may take less.
         """
-        if time.monotonic() - self._drawn > CURVE_SECONDS:
+        if time.monotonic() - self._drawn_at > CURVE_SECONDS:
             self._draw_curves()
 
     def _draw_curves(self) -> None:
-        metrics = as_series(self._values)
-        for group, names in pictures.groups_of(metrics).items():
-            figure = pictures.curve_figure(group, {name: metrics[name] for name in names})
-            self._write('curves', f'{file_name(group)}.png', pictures.as_png(figure))
-        self._drawn = time.monotonic()
+        for group in self._undrawn:
+            values = {n: v for n, v in self._values.items() if pictures.group_of(n) == group}
+            png = pictures.curves_png(group, as_series(values))
+            self._write('curves', f'{file_name(group)}.png', png)
+        self._undrawn.clear()
+        self._drawn_at = time.monotonic()
 
     def finish(self) -> None:
         if self._file.closed:

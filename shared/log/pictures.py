@@ -11,9 +11,14 @@ import numpy as np
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]  # quantity -> (steps, values)
 
 COLOUR = '#1f5fa8'
+DPI = 120
 SMOOTH_FROM = 200  # points; a longer curve gets a running mean over its raw values
 MOST_POINTS = 4000  # drawn in one panel; more only makes the file larger
 COLUMNS = 3
+# Inches. Fixed places, because a layout engine lays every text out four times: seconds a picture
+# of forty panels.
+PANEL = (4.4, 2.9)
+LEFT, RIGHT, ABOVE, BELOW, HEADING = 0.75, 0.2, 0.45, 0.55, 0.4
 
 
 def as_png(image: Any) -> bytes:
@@ -30,7 +35,7 @@ def as_png(image: Any) -> bytes:
         return Path(image).read_bytes()
     buffer = io.BytesIO()
     if hasattr(image, 'savefig'):
-        image.savefig(buffer, format='png', dpi=120, bbox_inches='tight')
+        image.savefig(buffer, format='png', dpi=DPI, bbox_inches='tight')
         return buffer.getvalue()
     array = np.asarray(image.detach().cpu() if hasattr(image, 'detach') else image)
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
@@ -43,30 +48,30 @@ def as_png(image: Any) -> bytes:
     return buffer.getvalue()
 
 
-def groups_of(metrics: Series) -> dict[str, list[str]]:
-    """Names by their part before the first '/', both in order of appearance; 'run' without one."""
-    groups: dict[str, list[str]] = {}
-    for name in metrics:
-        groups.setdefault(name.split('/')[0] if '/' in name else 'run', []).append(name)
-    return groups
+def group_of(name: str) -> str:
+    """What a quantity is of: its name up to the last '/', such as 'seed1/dino'; 'run' without one."""
+    return name.rpartition('/')[0] or 'run'
 
 
-def curve_figure(title: str, metrics: Series):
-    """One figure with a panel for each quantity, against its own steps."""
+def curves_png(title: str, metrics: Series) -> bytes:
+    """A picture with a panel for each quantity, against its own steps; one at least."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(COLUMNS, len(metrics))
     rows = math.ceil(len(metrics) / columns)
-    figure = Figure(figsize=(4.4 * columns, 2.9 * rows), layout='constrained')
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel, (name, (steps, values)) in zip(panels, metrics.items()):
-        _draw(panel, name.removeprefix(f'{title}/'), steps, values)
-    for panel in panels[len(metrics) :]:
-        panel.set_visible(False)
-    figure.suptitle(title, fontsize=13, fontweight='bold')
-    return figure
+    width, height = PANEL[0] * columns, PANEL[1] * rows + HEADING
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    for number, (name, (steps, values)) in enumerate(metrics.items()):
+        row, column = divmod(number, columns)
+        left, bottom = PANEL[0] * column + LEFT, PANEL[1] * (rows - 1 - row) + BELOW
+        inner = (PANEL[0] - LEFT - RIGHT, PANEL[1] - ABOVE - BELOW)
+        place = (left / width, bottom / height, inner[0] / width, inner[1] / height)
+        _draw(figure.add_axes(place), name.removeprefix(f'{title}/'), steps, values)
+    figure.suptitle(title, y=1 - 0.1 / height, va='top', fontsize=13, fontweight='bold')
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
 
 
 def _draw(panel, name: str, steps: np.ndarray, values: np.ndarray) -> None:
@@ -85,10 +90,11 @@ def _draw(panel, name: str, steps: np.ndarray, values: np.ndarray) -> None:
     if smooth:
         centre, mean = _running_mean(steps, values, max(5, len(values) // 50))
         panel.plot(centre, mean, color=COLOUR, linewidth=1.6)
-    panel.set_title(name, fontsize=10, loc='left')
+    panel.set_title(name, fontsize=10, loc='left', y=1.0, pad=15)  # above a factor of the ticks
     panel.set_xlabel('step', fontsize=8)
     panel.tick_params(labelsize=8)
     panel.locator_params(axis='x', nbins=5, integer=True)
+    panel.locator_params(axis='y', nbins=6)
     panel.grid(alpha=0.3)
     for side in ('top', 'right'):
         panel.spines[side].set_visible(False)

@@ -27,6 +27,7 @@ speaker verification back-end; the encoder is below `feature_extract.model.`) ha
 below that prefix to `hugging_face_names` (`ssl_names`), then to `load_encoder`.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -257,8 +258,9 @@ def _floats(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
 
 
+@functools.cache
 def _shapes(config: SslConfig) -> dict[str, Tensor]:
-    """The state of an encoder of this structure, without memory for it."""
+    """The state of an encoder of this structure, without memory for it; not to be changed."""
     with torch.device('meta'):
         return SslEncoder(config).state_dict()
 

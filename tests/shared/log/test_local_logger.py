@@ -191,26 +191,31 @@ def test_check_same_run_refuses_arguments_it_cannot_read(tmp_path):
         log.check_same_run(tmp_path, {'lr': 1})
 
 
-def test_curves_are_drawn_by_split_and_again_after_a_resume(tmp_path, recipe):
+def test_curves_are_drawn_by_split_when_values_came_and_again_after_a_resume(tmp_path, recipe):
     logger = start(tmp_path / 'run', recipe)
     for step in range(300):
         logger.log_metrics({'train/loss': 1 / (step + 1), 'train/lr': 0.1}, step)
-    logger.log_metrics({'valid/eer': 5.0, 'speed': 1.0}, 1)
+    logger.log_metrics({'seed1/dino/eer': 5.0, 'speed': 1.0}, 1)
     logger.curves()
     curves = tmp_path / 'run/curves'
-    assert sorted(p.name for p in curves.iterdir()) == ['run.png', 'train.png', 'valid.png']
-    (curves / 'train.png').write_bytes(b'old')
-    start(tmp_path / 'run', recipe)
+    assert sorted(p.name for p in curves.iterdir()) == ['run.png', 'seed1-dino.png', 'train.png']
+    for name in ('run', 'train'):
+        (curves / f'{name}.png').write_bytes(b'old')
+    logger.log_metrics({'speed': 1.0}, 2)
+    logger.finish()
+    assert (curves / 'run.png').read_bytes().startswith(b'\x89PNG')
+    assert (curves / 'train.png').read_bytes() == b'old'  # nothing new to show
+    start(tmp_path / 'run', recipe).finish()  # a killed one may have drawn less than it logged
     assert (curves / 'train.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_curves_leave_no_global_plot_state(tmp_path, recipe):
     code = (
         'import sys\n'
-        'from shared.log.pictures import as_png, curve_figure\n'
+        'from shared.log.pictures import curves_png\n'
         'import numpy as np\n'
         'x = np.arange(5)\n'
-        'assert as_png(curve_figure("train", {"train/a": (x, x)})).startswith(b"\\x89PNG")\n'
+        'assert curves_png("train", {"train/a": (x, x)}).startswith(b"\\x89PNG")\n'
         'assert "matplotlib.pyplot" not in sys.modules\n'
     )
     subprocess.run([sys.executable, '-c', code], check=True)
