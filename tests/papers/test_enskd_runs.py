@@ -107,7 +107,12 @@ def test_comparison_leaves_its_rows_the_table_of_the_paper_plots_and_the_report(
     found = [float(word) for word in line.split()[1:]]
     assert found == pytest.approx([row['EER %'] for row in rows[1:]], abs=0.006)
     assert line in printed
-    for name in ('plots/losses.png', 'curves/seed1.png', 'report.html', 'results.json'):
+    for name in (
+        'plots/losses.png',
+        'curves/seed1-xvector_none.png',
+        'report.html',
+        'results.json',
+    ):
         assert (folder / name).stat().st_size > 0, name
     assert 'clean training crops' in printed
     evaluations = json.loads((folder / 'results.json').read_text())['evaluations']
