@@ -26,10 +26,10 @@ from table import add_json, hand_over, row
 
 from shared.datasets import trial_files, voxceleb
 from shared.datasets.crops import CropSet, shuffled_loader
-from shared.datasets.doctor import examine
-from shared.datasets.doctor_plan import Corpora, Load
 from shared.datasets.items import Sample, Trials
 from shared.datasets.samplers import sample_rng
+from shared.doctor.examination import examine
+from shared.doctor.plan import Corpora, Load
 
 FILES, SPEAKERS, VIDEOS = 1_100_000, 6_000, 145_000
 DISK = 5000  # bytes a file takes, folders included

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 # files of one sub-package to each other. A unit that is not listed may import nothing.
 MAY_IMPORT = {
     'datasets': {'augmentations', 'ddp'},
+    'doctor': {'datasets', 'ddp'},
     'losses': {'ddp'},
     'evaluation': {'ddp'},
     'framework': {'ddp'},

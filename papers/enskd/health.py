@@ -1,4 +1,4 @@
-"""`--doctor`: what this paper reads and asks of the machine, for shared/datasets/doctor.py."""
+"""`--doctor`: what this paper reads and asks of the machine, for shared/doctor."""
 
 from functools import partial
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 from arguments import of_row
 from data import names_its_files, samples_of, training_set
 from paths import needed_paths, use_demo_corpus
-from shared.datasets import doctor
-from shared.datasets.doctor_plan import Corpora, Load, Weights, checkpoint_bytes
 from shared.datasets.machine import workers_for
+from shared.doctor import examination
+from shared.doctor.plan import Corpora, Load, Weights, checkpoint_bytes
 from shared.models.ssl_checkpoints import read_ssl
 from shared.published import students, unispeech
 
@@ -59,6 +59,7 @@ def examine(rank, args, experiment_args):
     load = Load(
         args['path_log'],
         batches={} if args['eval'] else batches,
+        parts=dict.fromkeys(batches, args['accumulate']),
         workers=workers_for(args['num_workers']),
         cache_gib=args['cache_gib'],
         checkpoints=checkpoint_bytes(
@@ -82,7 +83,7 @@ def examine(rank, args, experiment_args):
         for name, read in readers.items()
         if needed.get(name)
     ]
-    doctor.examine(corpora, load, weights, device=args['device'], full=args['doctor_full'])
+    examination.examine(corpora, load, weights, device=args['device'], full=args['doctor_full'])
 
 
 def same_speakers(found, facts):

@@ -1,13 +1,13 @@
-"""`--doctor`: what this paper reads and asks of the machine, for shared/datasets/doctor.py."""
+"""`--doctor`: what this paper reads and asks of the machine, for shared/doctor."""
 
 from pathlib import Path
 
 from data import needed_paths, use_demo_corpus
 from models import encoder_of
 from published import weights_of
-from shared.datasets import doctor
-from shared.datasets.doctor_plan import Corpora, Load, Weights, checkpoint_bytes
 from shared.datasets.machine import workers_for
+from shared.doctor import examination
+from shared.doctor.plan import Corpora, Load, Weights, checkpoint_bytes
 
 
 def examine(rank, args, experiment_args):
@@ -37,6 +37,7 @@ def examine(rank, args, experiment_args):
             'contrastive_batch': (args['contrastive_batch'], 3 * args['contrastive_crop']),
             'batch_size': (args['batch_size'], args['crop_size']),
         },
+        parts={'batch_size': args['accumulate']},
         workers=workers_for(args['num_workers']),
         cache_gib=args['cache_gib'],
         checkpoints=checkpoint_bytes(
@@ -48,4 +49,4 @@ def examine(rank, args, experiment_args):
     origin = 'a checkpoint of the authors, or best.pt of a run'
     given = args['published']
     weights = [Weights('published', given, weights_of, origin)] if given else []
-    doctor.examine(corpora, load, weights, device=args['device'], full=args['doctor_full'])
+    examination.examine(corpora, load, weights, device=args['device'], full=args['doctor_full'])

@@ -1,20 +1,20 @@
-"""`--doctor`: what this paper reads and asks of the machine, for shared/datasets/doctor.py."""
+"""`--doctor`: what this paper reads and asks of the machine, for shared/doctor."""
 
 from pathlib import Path
 
 from conditions import needed_paths, use_demo_corpus
 from published import read
-from shared.datasets import doctor
-from shared.datasets.doctor_plan import (
+from shared.datasets.machine import workers_for
+from shared.datasets.musan import CATEGORIES
+from shared.datasets.noisy_sets import HOP, PIECE, half
+from shared.doctor import examination
+from shared.doctor.plan import (
     Corpora,
     Load,
     Weights,
     checkpoint_bytes,
     weight_numbers,
 )
-from shared.datasets.machine import workers_for
-from shared.datasets.musan import CATEGORIES
-from shared.datasets.noisy_sets import HOP, PIECE, half
 from shared.models.ssl_checkpoints import read_ssl
 
 ORIGIN = 'huggingface-cli download microsoft/wavlm-base-plus (facebook/hubert-base-ls960, ...)'
@@ -58,6 +58,7 @@ def examine(rank, args, experiment_args):
             'warmup_batch_size': (args['warmup_batch_size'], 2 * args['crop_size']),
             'batch_size': (args['batch_size'], args['large_crop_size']),
         },
+        parts={'batch_size': args['accumulate']},
         workers=workers_for(args['num_workers']),
         cache_gib=args['cache_gib'],
         checkpoints=checkpoint_bytes(
@@ -76,4 +77,4 @@ def examine(rank, args, experiment_args):
         Weights('published', file, read, 'exp_logs of the authors', digests=PUBLISHED)
         for file in args['published']
     ]
-    doctor.examine(corpora, load, weights, device=args['device'], full=args['doctor_full'])
+    examination.examine(corpora, load, weights, device=args['device'], full=args['doctor_full'])

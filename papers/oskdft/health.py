@@ -1,18 +1,18 @@
-"""`--doctor`: what this paper reads and asks of the machine, for shared/datasets/doctor.py."""
+"""`--doctor`: what this paper reads and asks of the machine, for shared/doctor."""
 
 from pathlib import Path
 
 from paths import needed_paths, use_demo_corpus
 from published import read
-from shared.datasets import doctor
-from shared.datasets.doctor_plan import (
+from shared.datasets.machine import workers_for
+from shared.doctor import examination
+from shared.doctor.plan import (
     Corpora,
     Load,
     Weights,
     checkpoint_bytes,
     weight_numbers,
 )
-from shared.datasets.machine import workers_for
 from shared.models.ssl_checkpoints import read_ssl
 from systems import reading
 
@@ -47,6 +47,7 @@ def examine(rank, args, experiment_args):
         batches={}
         if args['eval']
         else {'batch_size': (args['batch_size'], views * args['crop_size'])},
+        parts={'batch_size': args['accumulate']},
         workers=workers_for(args['num_workers']),
         cache_gib=args['cache_gib'],
         checkpoints=checkpoint_bytes(  # at most: a student is smaller than its teacher
@@ -61,4 +62,4 @@ def examine(rank, args, experiment_args):
         weights.append(
             Weights('published', file, lambda path: read(path, **reading(args)), 'of the authors')
         )
-    doctor.examine(corpora, load, weights, device=args['device'], full=args['doctor_full'])
+    examination.examine(corpora, load, weights, device=args['device'], full=args['doctor_full'])

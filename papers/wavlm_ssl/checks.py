@@ -8,10 +8,7 @@ from shared.optim.accumulation import check_parts
 
 def check_arguments(args):
     """What contradicts itself, or the number of processes."""
-    if args['published'] and not args['eval']:
-        raise UserError('published: a file to be scored, which needs --eval')
-    if args['embeddings'] and args['labels']:
-        raise UserError('embeddings, labels: begin with one of them; both are for --phase cluster')
+    check_together(args)
     for name in batches(args):
         if args[name] % ddp.world_size():
             raise UserError(
@@ -20,6 +17,14 @@ def check_arguments(args):
             )
     divided = {name: args[name] for name in batches(args) if name != 'dino_batch_size'}
     check_parts(divided, args['accumulate'], ddp.world_size())
+
+
+def check_together(args):
+    """What contradicts itself."""
+    if args['published'] and not args['eval']:
+        raise UserError('published: a file to be scored, which needs --eval')
+    if args['embeddings'] and args['labels']:
+        raise UserError('embeddings, labels: begin with one of them; both are for --phase cluster')
 
 
 def check_model(args):

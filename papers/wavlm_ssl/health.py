@@ -1,20 +1,20 @@
-"""`--doctor`: what this paper reads and asks of the machine, for shared/datasets/doctor.py."""
+"""`--doctor`: what this paper reads and asks of the machine, for shared/doctor."""
 
 from pathlib import Path
 
 from checks import batches as used_batches
-from checks import check_arguments
+from checks import check_together
 from paths import needed_paths, use_demo_corpus
 from published import read
-from shared.datasets import doctor
-from shared.datasets.doctor_plan import (
+from shared.datasets.machine import workers_for
+from shared.doctor import examination
+from shared.doctor.plan import (
     Corpora,
     Load,
     Weights,
     checkpoint_bytes,
     weight_numbers,
 )
-from shared.datasets.machine import workers_for
 from shared.models.ssl_checkpoints import read_ssl
 
 ORIGIN = (
@@ -31,7 +31,7 @@ def examine(rank, args, experiment_args):
     """Trains nothing; exit status 1 where something would spoil the run."""
     if args['demo']:
         use_demo_corpus(args)
-    check_arguments(args)
+    check_together(args)  # batches are among the findings
     needed = needed_paths(args)
     corpora = Corpora(
         needed,
@@ -55,6 +55,7 @@ def examine(rank, args, experiment_args):
     load = Load(
         args['path_log'],
         batches={name: (args[name], crops[name]) for name in used_batches(args)},
+        parts={'batch_size': args['accumulate'], 'lmft_batch_size': args['accumulate']},
         workers=workers_for(args['num_workers']),
         cache_gib=args['cache_gib'],
         checkpoints=checkpoint_bytes(
@@ -71,7 +72,7 @@ def examine(rank, args, experiment_args):
     if args['published']:
         origin = "the authors' Google Drive"
         weights.append(Weights('published', args['published'], read, origin, digests=PUBLISHED))
-    doctor.examine(corpora, load, weights, device=args['device'], full=args['doctor_full'])
+    examination.examine(corpora, load, weights, device=args['device'], full=args['doctor_full'])
 
 
 def is_wavlm(found, facts):

@@ -92,11 +92,14 @@ def test_what_would_spoil_the_run_is_found_in_every_paper(report, corpus, tmp_pa
     musan = tmp_path / 'musan'
     musan.mkdir()
     changes = {'path_train': corpus.vox1, 'list_train': 'none', 'path_musan': musan}
-    status, odd, _ = report(name, **changes, batch_size=1000)
+    status, odd, _ = report(name, **changes, batch_size=1000, accumulate=3)
     text = '\n'.join(odd)
     assert status == 1
     assert 'error   speakers: 3 of 3 speakers of' in text
     assert 'are more than the 24 training utterances' in text
+    odd_parts = 'does not divide among 1 processes of accumulate 3 parts each; use a multiple of 3'
+    assert f': 1000 {odd_parts}' in text
+    assert not any(odd_parts in line for line in odd if 'warmup' in line or 'dino' in line)
     assert ('error   MUSAN: ' in text) == (name != 'oskdft')
 
 

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from shared.datasets.convert import SUFFIXES, find_ffmpeg
 from shared.datasets.decoding import AudioError
-from shared.datasets.findings import Check, Finding, awaited, few
 from shared.datasets.items import Paths
 from shared.datasets.lists import AUDIO, existing, sizes_below
 from shared.datasets.reading import AudioReader
+from shared.doctor.findings import Check, Finding, awaited, few
 from shared.errors import UserError
 
 SAMPLED = 2000  # files of a folder that are opened; a fault of 0.2 % of them shows up almost surely

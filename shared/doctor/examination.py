@@ -15,11 +15,11 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from shared import ddp
-from shared.datasets import doctor_machine
-from shared.datasets.doctor_data import look_at_data
-from shared.datasets.doctor_plan import Corpora, Facts, Load, Weights, weight_file
-from shared.datasets.findings import Check, Finding, awaited, guarded, summary
 from shared.datasets.items import Utterances
+from shared.doctor import machine
+from shared.doctor.data import look_at_data
+from shared.doctor.findings import Check, Finding, awaited, guarded, summary
+from shared.doctor.plan import Corpora, Facts, Load, Weights, weight_file
 from shared.errors import UserError
 from shared.files import write_text
 
@@ -76,12 +76,12 @@ def examine(
 
 def _of_ranks(load: Load, device: str, link: Any) -> list[Finding]:
     """What each process finds out about itself, and the first of each machine about that."""
-    own = [*doctor_machine.talk(device)] if ddp.is_main() else []
+    own = [*machine.talk(device)] if ddp.is_main() else []
     if not ddp.is_main():
-        list(doctor_machine.talk(device))
-    own += doctor_machine.gpu(device)
+        list(machine.talk(device))
+    own += machine.gpu(device)
     if ddp.local_rank() == 0:
-        own += guarded('machine', doctor_machine.machine(load))
+        own += guarded('machine', machine.machine(load))
     if link is None:
         return own
     everyone: list = [None] * ddp.world_size()
@@ -109,8 +109,8 @@ def _of_data(corpora: Corpora, load: Load, weights: Sequence[Weights], full: boo
     needed = {name: path for name, path in corpora.needed.items() if name not in named}
     corpora = replace(corpora, needed=needed)
     facts = yield from look_at_data(corpora, full)
-    yield from doctor_machine.batches(load, facts)
-    yield from guarded('disk', doctor_machine.disks(load, facts))
+    yield from machine.batches(load, facts)
+    yield from guarded('disk', machine.disks(load, facts))
     for one in weights:
         yield from guarded(one.name, look_at_weights(one, facts))
 

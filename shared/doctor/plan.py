@@ -94,6 +94,7 @@ class Load:
         checkpoints: bytes that they will take, see `checkpoint_bytes`.
         made: folder that the run fills first -> bytes, for these facts of the data.
         least: argument -> training utterances that its value needs.
+        parts: argument of a batch -> parts of each process's share, where there are several.
         gpu: whether it should run on one.
     """
 
@@ -104,6 +105,7 @@ class Load:
     checkpoints: float = 0.0
     made: Mapping[Place, Callable[[Facts], float]] = field(default_factory=dict)
     least: Mapping[str, int] = field(default_factory=dict)
+    parts: Mapping[str, int] = field(default_factory=dict)
     gpu: bool = True
 
 

@@ -5,8 +5,8 @@ import hashlib
 import pytest
 from audio_trees import told, tree
 
-from shared.datasets.doctor_plan import Corpora
-from shared.datasets.doctor_trials import overlaps, trials_and_files, validation
+from shared.doctor.plan import Corpora
+from shared.doctor.trials import overlaps, trials_and_files, validation
 
 NAMES = ('a/v/1.wav', 'a/v/2.wav', 'b/v/1.wav', 'b/w/2.wav')
 LIST = '1 a/v/1.wav a/v/2.wav\n0 a/v/1.wav b/v/1.wav\n'

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.datasets.doctor_files import Opening, audio_below, empty_files, opened
-from shared.datasets.doctor_plan import Corpora, Facts, Place
-from shared.datasets.doctor_training import training
-from shared.datasets.doctor_trials import overlaps, trials_and_files, validation
-from shared.datasets.findings import Check, Finding, guarded
 from shared.datasets.lists import sizes_below
 from shared.datasets.musan import CATEGORIES, Musan
 from shared.datasets.reading import AudioReader
 from shared.datasets.rirs import Rirs
+from shared.doctor.files import Opening, audio_below, empty_files, opened
+from shared.doctor.findings import Check, Finding, guarded
+from shared.doctor.plan import Corpora, Facts, Place
+from shared.doctor.training import training
+from shared.doctor.trials import overlaps, trials_and_files, validation
 
 MUSAN_FILES = {'noise': 930, 'speech': 426, 'music': 660}  # spec enskd 2.1
 ROOMS = 60_000  # simulated responses, spec enskd 2.1

@@ -8,8 +8,9 @@ import pytest
 import soundfile
 from audio_trees import told, tree, wav
 
-from shared.datasets import doctor_files
-from shared.datasets.doctor_files import (
+from shared.datasets.lists import sizes_below
+from shared.doctor import files as doctor_files
+from shared.doctor.files import (
     Files,
     Opening,
     audio_below,
@@ -18,7 +19,6 @@ from shared.datasets.doctor_files import (
     first_folders,
     opened,
 )
-from shared.datasets.lists import sizes_below
 from shared.errors import UserError
 
 

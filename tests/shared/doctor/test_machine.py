@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from audio_trees import told
 
-from shared.datasets import doctor_machine
-from shared.datasets.doctor_machine import (
+from shared.doctor import machine as doctor_machine
+from shared.doctor.machine import (
     GIB,
     batches,
     disks,
@@ -19,7 +19,7 @@ from shared.datasets.doctor_machine import (
     runs_on,
     talk,
 )
-from shared.datasets.doctor_plan import Facts, Load, checkpoint_bytes, weight_file, weight_numbers
+from shared.doctor.plan import Facts, Load, checkpoint_bytes, weight_file, weight_numbers
 
 
 def load(**changes):
@@ -188,6 +188,11 @@ def test_batches_divide_and_are_filled(monkeypatch):
     odd, fine, _ = told(batches(asked, Facts()))
     assert fine == [] and odd == [
         'error   batch_size: 400 does not divide among 3 processes; use a multiple of 3'
+    ]
+    odd, *_ = told(batches(load(batches={'a': (6, 1)}, parts={'a': 4, 'b': 2}), Facts()))
+    assert odd == [
+        'error   a: 6 does not divide among 3 processes of accumulate 4 parts each; use a multiple '
+        'of 12'
     ]
 
 

@@ -4,11 +4,11 @@ import pytest
 from audio_trees import told, tree, wav
 from recipes import small_corpus
 
-from shared.datasets import doctor_data
-from shared.datasets.doctor_data import look_at_data, missing_paths, noises, rooms
-from shared.datasets.doctor_plan import Corpora, Facts
 from shared.datasets.items import DataError
 from shared.datasets.musan import CATEGORIES
+from shared.doctor import data as doctor_data
+from shared.doctor.data import look_at_data, missing_paths, noises, rooms
+from shared.doctor.plan import Corpora, Facts
 
 
 @pytest.fixture(scope='module')

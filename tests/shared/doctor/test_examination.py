@@ -5,16 +5,16 @@ import hashlib
 import pytest
 from audio_trees import told, tree
 
-from shared.datasets import doctor
-from shared.datasets.doctor import examine, look_at_weights
-from shared.datasets.doctor_plan import Corpora, Facts, Load, Weights
+from shared.doctor import examination
+from shared.doctor.examination import examine, look_at_weights
+from shared.doctor.plan import Corpora, Facts, Load, Weights
 from shared.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def no_imports(monkeypatch):
     """Without the trial of packages, which takes a second."""
-    monkeypatch.setattr(doctor.doctor_machine, 'imports', lambda: iter(()))
+    monkeypatch.setattr(examination.machine, 'imports', lambda: iter(()))
 
 
 def load(folder):
@@ -61,7 +61,7 @@ def test_a_report_that_cannot_be_written_loses_nothing(tmp_path, capsys):
 
 def examined(folder, train):
     """Status of a rank, and what it was given back."""
-    doctor.doctor_machine.imports = lambda: iter(())
+    examination.machine.imports = lambda: iter(())
     kind = Corpora({'train': train}, train, published=False)
     try:
         return 0, len(examine(kind, Load(folder, {'batch_size': (3, 16000)}, 0, gpu=False)))
@@ -87,7 +87,7 @@ def of_a_reader(folder, train):
         calls.append(1)
         raise UserError('shard.list: is empty; fill it')
 
-    doctor.doctor_machine.imports = lambda: iter(())
+    examination.machine.imports = lambda: iter(())
     with pytest.raises(SystemExit):
         examine(Corpora({}, read_train=read), Load(folder, {}, 0, gpu=False))
     return len(calls)

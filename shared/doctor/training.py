@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from shared.datasets import voxceleb
-from shared.datasets.doctor_files import (
+from shared.datasets.items import Utterances
+from shared.doctor.files import (
     Files,
     Opening,
     audio_below,
@@ -16,9 +17,8 @@ from shared.datasets.doctor_files import (
     first_folders,
     opened,
 )
-from shared.datasets.doctor_plan import Corpora, Place
-from shared.datasets.findings import Check, Finding, awaited, few
-from shared.datasets.items import Utterances
+from shared.doctor.findings import Check, Finding, awaited, few
+from shared.doctor.plan import Corpora, Place
 
 
 class Known(NamedTuple):

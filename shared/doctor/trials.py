@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from shared.datasets import voxceleb
-from shared.datasets.doctor_files import (
+from shared.datasets.items import Trials
+from shared.doctor.files import (
     Files,
     Opening,
     audio_below,
@@ -16,10 +17,9 @@ from shared.datasets.doctor_files import (
     first_folders,
     opened,
 )
-from shared.datasets.doctor_plan import Corpora, Place
-from shared.datasets.doctor_training import known_count
-from shared.datasets.findings import Check, Finding, few, guarded
-from shared.datasets.items import Trials
+from shared.doctor.findings import Check, Finding, few, guarded
+from shared.doctor.plan import Corpora, Place
+from shared.doctor.training import known_count
 
 
 def trials_and_files(

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from audio_trees import told, tree, wav
 
-from shared.datasets import doctor_training
-from shared.datasets.doctor_plan import Corpora
-from shared.datasets.doctor_training import KNOWN, known_count, training
 from shared.datasets.items import Utterances
 from shared.datasets.lists import sizes_below
 from shared.datasets.packed import pack
+from shared.doctor import training as doctor_training
+from shared.doctor.plan import Corpora
+from shared.doctor.training import KNOWN, known_count, training
 
 NAMES = ('a/v/1.wav', 'a/v/2.wav', 'b/v/1.wav', 'b/w/2.wav')
 

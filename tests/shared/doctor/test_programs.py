@@ -7,8 +7,8 @@ import pytest
 import torch
 from audio_trees import told
 
-from shared.datasets import doctor_programs
-from shared.datasets.doctor_programs import driver_cuda, driver_fits, imports, packages
+from shared.doctor import programs as doctor_programs
+from shared.doctor.programs import driver_cuda, driver_fits, imports, packages
 
 
 def driver(monkeypatch, found, built='13.0', sees=False, wanted=True):

@@ -5,7 +5,7 @@ import time
 import pytest
 from audio_trees import told
 
-from shared.datasets.findings import Finding, awaited, few, guarded, summary
+from shared.doctor.findings import Finding, awaited, few, guarded, summary
 from shared.errors import UserError
 
 

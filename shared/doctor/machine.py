@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 
 from shared import ddp
-from shared.datasets.doctor_plan import Facts, Load
-from shared.datasets.doctor_programs import driver_fits, imports, packages
-from shared.datasets.findings import Check, Finding
 from shared.datasets.machine import cores, free_memory
+from shared.doctor.findings import Check, Finding
+from shared.doctor.plan import Facts, Load
+from shared.doctor.programs import driver_fits, imports, packages
 
 GIB = 2**30
 SHARED = Path('/dev/shm')  # where loader processes leave their batches
@@ -183,13 +183,15 @@ def batches(load: Load, facts: Facts) -> Check[None]:
     """Batches against processes, and what needs many utterances against those there are."""
     count = ddp.world_size()
     sizes = {name: size for name, (size, _) in load.batches.items()}
-    odd = [name for name, size in sizes.items() if size % count]
+    parts = {name: load.parts.get(name, 1) for name in sizes}
+    odd = [name for name, size in sizes.items() if size % (count * parts[name])]
     for name in odd:
+        shares = f' of accumulate {parts[name]} parts each' if parts[name] > 1 else ''
         yield Finding(
             'error',
             name,
-            f'{sizes[name]} does not divide among {count} processes',
-            f'use a multiple of {count}',
+            f'{sizes[name]} does not divide among {count} processes{shares}',
+            f'use a multiple of {count * parts[name]}',
         )
     few = {
         name: needed

@@ -9,7 +9,7 @@ from importlib import metadata
 
 import torch
 
-from shared.datasets.findings import Check, Finding
+from shared.doctor.findings import Check, Finding
 
 DISTRIBUTION = 'sv-papers'  # what pyproject.toml calls `shared`
 FAISS_TRIAL = (
