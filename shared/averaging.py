@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shared import checkpoint
+from shared import weight_files
 from shared.errors import UserError
 
 
@@ -45,7 +45,7 @@ def _add(
     dtypes: dict[str, torch.dtype],
 ) -> None:
     """Adds one state to the sums; it is freed on return."""
-    state = checkpoint.read(source) if isinstance(source, str | Path) else source
+    state = weight_files.read(source) if isinstance(source, str | Path) else source
     if not isinstance(state, Mapping) or not state or not all(map(_real, state.values())):
         raise UserError(f'{name}: not a set of weights (named tensors)')
     if not sums:
@@ -53,7 +53,7 @@ def _add(
         sums.update({key: _wide(value) for key, value in state.items()})
         return
     shapes = {key: tuple(value.shape) for key, value in sums.items()}
-    checkpoint.check_entries(dict(state), shapes, f'{name}: not of the model of {first}')
+    weight_files.check_entries(dict(state), shapes, f'{name}: not of the model of {first}')
     for key, value in state.items():
         sums[key] += _wide(value)
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from shared import ddp, heartbeat
-from shared.checkpoint import Checkpoint, end_all, on_main, write
+from shared.checkpoint import Checkpoint, end_all, on_main
 from shared.datasets.loading import SkippedFiles
 from shared.datasets.replay import batch_again
 from shared.errors import UserError
 from shared.meters import Meters, Progress
+from shared.weight_files import write
 
 
 class Logger(Protocol):

@@ -23,13 +23,14 @@ MAY_IMPORT = {
     'losses': {'ddp'},
     'evaluation': {'ddp'},
     'framework': {'ddp'},
-    'checkpoint': {'ddp', 'seed'},
+    'checkpoint': {'ddp', 'seed', 'weight_files'},
     'ranks': {'ddp'},
     'heartbeat': {'ddp', 'ranks'},
-    'averaging': {'checkpoint'},
+    'averaging': {'weight_files'},
+    'models': {'weight_files'},
     'log': {'ddp'},
-    'loop': {'ddp', 'checkpoint', 'heartbeat', 'meters', 'datasets'},
-    'published': {'checkpoint', 'models'},  # files of other programs, read strictly
+    'loop': {'ddp', 'checkpoint', 'heartbeat', 'meters', 'datasets', 'weight_files'},
+    'published': {'weight_files', 'models'},  # files of other programs, read strictly
     'demo_ssl': {  # a small pre-training, from corpus to record
         'datasets',
         'models',

@@ -24,7 +24,7 @@ import torch
 from lgl_recipe import LGL
 from recipes import ROOT, small_corpus
 
-from shared import averaging, checkpoint, log
+from shared import averaging, checkpoint, log, weight_files
 from shared.datasets import (
     archives,
     embeddings,
@@ -183,7 +183,7 @@ def last_of_a_run(paper, file):
 
 
 READERS = {  # of files that a user gives, or that a run finds in its folder
-    'checkpoint.read': lambda paper, file: checkpoint.read(file),
+    'weight_files.read': lambda paper, file: weight_files.read(file),
     'checkpoint.Checkpoint': last_of_a_run,
     'averaging.average': lambda paper, file: averaging.average([file]),
     'embeddings.read_embeddings': lambda paper, file: embeddings.read_embeddings(file),

@@ -6,9 +6,9 @@ from arguments import rows_of
 from data import needs_teacher
 from shared import ddp
 from shared.averaging import average
-from shared.checkpoint import load_weights
 from shared.loop import Loop
 from shared.optim.accumulation import check_parts
+from shared.weight_files import load_weights
 from train import Schedule, validate
 
 SHOWN = ('loss', 'aam_loss', 'kd_loss', 'accuracy', 'valid_eer', 'utterances_per_second')

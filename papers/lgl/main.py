@@ -30,13 +30,14 @@ from models import AugmentationDiscriminator, encoder_of
 from phases import end_epoch, epochs_left, epochs_of, finish, loop_of
 from published import weights_of
 from shared import ddp, log, ranks
-from shared.checkpoint import load_weights, once, read, write
+from shared.checkpoint import once
 from shared.errors import UserError
 from shared.files import require_paths
 from shared.losses.aam_softmax import AamSoftmax
 from shared.losses.contrastive import ContrastiveLoss
 from shared.optim.accumulation import check_parts
 from shared.seed import set_seed
+from shared.weight_files import load_weights, read, write
 
 
 def run(rank, args, experiment_args):

@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from shared.checkpoint import load_weights
 from shared.models.ecapa_tdnn import EcapaTdnn
 from shared.models.frontend import LogMel
 from shared.models.speaker_encoder import SpeakerEncoder
 from shared.precision import compile_methods
+from shared.weight_files import load_weights
 
 
 def encoder_of(args, weights=None, width=None):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shared import checkpoint
+from shared import weight_files
 from shared.errors import UserError
 from shared.models.ecapa_names import published_name
 from shared.models.ecapa_tdnn import EcapaTdnn
@@ -71,7 +71,7 @@ def read(path: str | Path) -> Published:
         names = _discriminator_entries()
         discriminator = {ours: theirs for ours, (theirs, _) in names.items()}
         expected |= dict(names.values()) | {'Loss.w': (), 'Loss.b': ()}
-    checkpoint.check_entries(
+    weight_files.check_entries(
         state,
         expected,
         f'{path}: not a published LGL checkpoint',
@@ -93,7 +93,7 @@ def read(path: str | Path) -> Published:
 
 def weights_of(path):
     """Weights of the ECAPA-TDNN in any file of a run, or in one the authors published."""
-    state = checkpoint.read(path)
+    state = weight_files.read(path)
     if any('Network.' in name for name in state):
         return read(path).encoder
     prefix = 'encoder.network.'  # a framework's state; encoder.pt has no prefix
@@ -107,7 +107,7 @@ def weights_of(path):
 
 
 def _load(path: str | Path) -> dict[str, Tensor]:
-    state = checkpoint.read(path)
+    state = weight_files.read(path)
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f'{path}: holds no bare state of named tensors')
     return {key.removeprefix('module.'): value for key, value in state.items()}

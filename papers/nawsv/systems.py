@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 from published import read
-from shared.checkpoint import load_weights
 from shared.errors import UserError
 from shared.models.adapters import AdapterSettings
 from shared.models.ssl_backends import EcapaBackEnd, LinearBackEnd
 from shared.models.ssl_checkpoints import read_ssl, ssl_encoder
 from shared.models.ssl_encoder import SpanMasks
 from shared.precision import compile_methods
+from shared.weight_files import load_weights
 
 # what the released code forgets to take from the pre-trained model (Q2)
 POSITIONS = ('encoder.pos_conv_embed', 'encoder.layer_norm', 'masked_spec_embed')

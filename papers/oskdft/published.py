@@ -8,7 +8,7 @@ import re
 from dataclasses import replace
 
 from losses import DistilHubertLoss
-from shared import checkpoint
+from shared import weight_files
 from shared.errors import UserError
 from shared.models.adapters import AdapterSettings
 from shared.models.ssl_config import HUBERT_BASE, WAVLM_BASE, XLSR_53
@@ -97,7 +97,7 @@ def read(path, **adapters):
     Raises:
         UserError: the file cannot be read, or its entries are not those of spec oskdft 3.6.
     """
-    return from_published(checkpoint.read(path), path, **adapters)
+    return from_published(weight_files.read(path), path, **adapters)
 
 
 def from_published(entries, source, **adapters):

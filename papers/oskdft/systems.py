@@ -7,8 +7,6 @@ import torch
 from losses import DistilHubertLoss, HintLoss, LastStateLoss, LinearSoftmax
 from models import FitStudent
 from published import from_published, read
-from shared.checkpoint import load_weights
-from shared.checkpoint import read as read_state
 from shared.errors import UserError
 from shared.losses.aam_softmax import AamSoftmax
 from shared.models.adapters import AdapterSettings
@@ -16,6 +14,8 @@ from shared.models.span_masks import SpanMasks
 from shared.models.ssl_backends import EcapaBackEnd, LinearBackEnd, SslSpeakerEncoder
 from shared.models.ssl_checkpoints import read_ssl, ssl_encoder
 from shared.precision import compile_methods
+from shared.weight_files import load_weights
+from shared.weight_files import read as read_state
 
 # what the released code does not copy from the teacher (9.1-7)
 POSITIONS = ('encoder.pos_conv_embed', 'encoder.layer_norm', 'masked_spec_embed')

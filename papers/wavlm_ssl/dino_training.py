@@ -5,10 +5,10 @@ import torch
 from shared import ddp
 from shared.augmentations.augment import augment
 from shared.averaging import average
-from shared.checkpoint import load_weights
 from shared.datasets.items import to_device
 from shared.optim.schedules import cosine_momentum, set_lr, warmup_cosine
 from shared.precision import autocast
+from shared.weight_files import load_weights
 
 AVERAGED = 10  # epochs, of plain DINO (8.3)
 

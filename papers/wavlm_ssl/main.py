@@ -35,11 +35,11 @@ from paths import last_model, needed_paths, use_demo_corpus
 from phases import DynamicGate, due, end_epoch, gate_report, keep_model, loop_of
 from published import read, to_published
 from shared import ddp, log, ranks
-from shared.checkpoint import load_weights
 from shared.datasets.embeddings import labels_for, read_labels
 from shared.datasets.trial_files import trial_lists, validation_files
 from shared.files import require_paths
 from shared.seed import set_seed
+from shared.weight_files import load_weights
 from steps import cluster, embed
 from systems import WavlmSpeaker, backend_of, criterion_of, encoder_of
 

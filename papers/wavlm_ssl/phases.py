@@ -10,10 +10,10 @@ from gate import UNSEEN, LossRecord, fit_gate
 from losses import NO_GATE, SMALLEST
 from published import to_published
 from shared import ddp
-from shared.checkpoint import write
 from shared.errors import UserError
 from shared.files import replacing
 from shared.loop import Loop
+from shared.weight_files import write
 from train import validate
 
 SHOWN = (  # of DINO, of fine-tuning, of both

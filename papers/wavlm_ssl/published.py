@@ -6,7 +6,7 @@ other program, sslsv, stores below `model` is read too, without what trained it.
 
 from functools import partial
 
-from shared import checkpoint
+from shared import weight_files
 from shared.losses.aam_softmax import AamSoftmax
 from shared.models.adapters import AdapterSettings
 from shared.models.mhfa import Mhfa
@@ -90,7 +90,7 @@ def read(path):
     Raises:
         UserError: the file cannot be read, or its entries are not those of spec 3.6.
     """
-    return from_published(checkpoint.read(path), path)
+    return from_published(weight_files.read(path), path)
 
 
 def from_published(entries, source):

@@ -6,13 +6,13 @@ from pathlib import Path
 from dino import dino_encoder
 from published import read
 from shared import ddp
-from shared.checkpoint import load_weights
-from shared.checkpoint import read as read_state
 from shared.losses.aam_softmax import AamSoftmax
 from shared.models.mhfa import Mhfa
 from shared.models.ssl_backends import SslSpeakerEncoder
 from shared.models.ssl_checkpoints import read_ssl, ssl_encoder
 from shared.precision import compile_methods
+from shared.weight_files import load_weights
+from shared.weight_files import read as read_state
 
 
 def encoder_of(args):

@@ -61,6 +61,7 @@ from shared.models.ssl_names import (
     naming_of,
 )
 from shared.models.weights_only import check_is_weights, plain_settings, read_torch_file
+from shared.weight_files import check_entries
 
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')  # the first that is there
 MASK = 'masked_spec_embed'  # absent from models that were never masked
@@ -273,19 +274,9 @@ def _check(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: st
     optional = {MASK}
     if not any(ADAPTER.match(name) for name in state):
         optional |= {name for name in wanted if ADAPTER.match(name)}
-    kinds = {
-        'missing': sorted(wanted.keys() - state.keys() - optional),
-        'unexpected': sorted(state.keys() - wanted.keys()),
-        'of another shape': [
-            f'{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}'
-            for name in sorted(wanted.keys() & state.keys())
-            if state[name].shape != wanted[name].shape
-        ],
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in wanted.items()
+        if name in state or name not in optional
     }
-    problems = [
-        f'{len(names)} {kind} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
-        for kind, names in kinds.items()
-        if names
-    ]
-    if problems:
-        raise UserError(f'{source}: weights of another model, or incomplete: {"; ".join(problems)}')
+    check_entries(state, shapes, f'{source}: weights of another model, or incomplete')

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shared import checkpoint
+from shared import weight_files
 from shared.errors import UserError
 from shared.models.ssl_config import SslConfig
 from shared.models.ssl_config_files import PUBLISHED_CONVS
@@ -51,7 +51,7 @@ class Form:
         keys = {name: self.name(name) for name in expected}
         shapes = {keys[name]: tuple(self._theirs(name, x).shape) for name, x in expected.items()}
         broken = sorted(key for key, value in entries.items() if not value.isfinite().all())
-        checkpoint.check_entries(entries, shapes, complaint, not_finite=broken)
+        weight_files.check_entries(entries, shapes, complaint, not_finite=broken)
         state = {name: entries[key].reshape(expected[name].shape) for name, key in keys.items()}
         return Published(self, sizes, state)
 
@@ -92,7 +92,7 @@ class Published:
         elif own and own.conv_kernels != PUBLISHED_CONVS[0]:
             raise UserError('a student without the convolutions of a Base model needs its config')
         module = self.form.make(**sizes)
-        checkpoint.load_weights(module, self.state, self.form.called)
+        weight_files.load_weights(module, self.state, self.form.called)
         return module.eval()
 
 
@@ -114,7 +114,7 @@ class Layout:
         Raises:
             UserError: the file cannot be read, or its entries are of no form, or not all of it.
         """
-        return self.from_published(checkpoint.read(path), path)
+        return self.from_published(weight_files.read(path), path)
 
     def from_published(self, entries: Any, source: str | Path) -> Published:
         """The inverse of `to_published`; `source` is named in errors.

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from shared import checkpoint
+from shared import weight_files
 from shared.errors import UserError
 from shared.models.campplus import CamPlusPlus
 from shared.models.resnet import ResNet34
@@ -35,7 +35,7 @@ def read(path: str | Path) -> Published:
     Raises:
         UserError: the file cannot be read, or its entries are not those of one of the networks.
     """
-    return from_published(checkpoint.read(path), path)
+    return from_published(weight_files.read(path), path)
 
 
 def from_published(entries: Any, source: str | Path) -> Published:

@@ -96,7 +96,7 @@ def from_published(content: Any, source: str | Path) -> Published:
 def to_published(
     state: Mapping[str, Tensor], classifier: Tensor | None = None, valid_eer: float | None = None
 ) -> dict[str, Any]:
-    """A model as the authors store it, for `shared.checkpoint.write`.
+    """A model as the authors store it, for `shared.weight_files.write`.
 
     Args:
         state: of an `SslSpeakerEncoder` of WavLM and `EcapaSmallBackEnd`.

@@ -13,7 +13,7 @@ from lgl_recipe import LGL
 from recipes import logged, same, small_corpus, weights
 
 from shared.augmentations.augment import augment
-from shared.checkpoint import read
+from shared.weight_files import read
 
 SETTINGS = {'phase': 'contrastive', 'contrastive_epoch': 3}
 pytestmark = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.checkpoint import read
+from shared.weight_files import read
 
 RUN = Path(__file__).parents[1] / 'support' / 'fault_run.py'
 GOOD = {'last.pt', 'best.pt', 'epoch_0001.pt'}  # of the first epoch

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from shared.checkpoint import write
 from shared.datasets.items import Sample, collate
+from shared.weight_files import write
 
 README = Path(__file__).with_name('README.md')
 LINK = re.compile(r'\[([^]]+)\]\(([^)]+)\)')

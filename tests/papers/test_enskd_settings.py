@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared import checkpoint
+from shared import weight_files
 from shared.arguments import ArgumentError
 from shared.published import students
 
@@ -43,7 +43,7 @@ def test_student_is_written_and_read_as_it_was_built(enskd, tmp_path, student, c
     args = enskd.arguments.of_row({**args, 'dither': 0.0}, student, 'none')
     built = enskd.systems.student_of(args).eval()
     file = tmp_path / 'x.pt'
-    checkpoint.write(students.to_published(built.network.state_dict()), file)
+    weight_files.write(students.to_published(built.network.state_dict()), file)
     assert students.read(file).kind == student and students.read(file).sizes == sizes
     found = enskd.systems.system_of(file, args).eval()
     waves = 0.1 * torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))

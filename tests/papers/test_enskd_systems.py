@@ -8,7 +8,7 @@ import soundfile
 import torch
 from torch import nn
 
-from shared import checkpoint
+from shared import weight_files
 from shared.datasets.samplers import ShuffledBatches
 from shared.datasets.trial_files import trial_lists
 from shared.errors import UserError
@@ -115,7 +115,7 @@ def teacher_file(enskd, tmp_path, monkeypatch):
 
     def write(weight):
         file = tmp_path / 'teacher.pth'
-        checkpoint.write(unispeech.to_published(state, weight), file)
+        weight_files.write(unispeech.to_published(state, weight), file)
         return file
 
     return write
@@ -226,7 +226,7 @@ def test_last_epochs_are_averaged_into_a_file_of_the_authors_layout(enskd, tmp_p
 
     file = enskd.phases.finish(loop, framework, args, 'avg_model', published)
     assert file == tmp_path / 'x' / 'avg_model.pt' and loop.finished
-    stored = checkpoint.read(file)
+    stored = weight_files.read(file)
     assert stored.keys() == XVECTOR and len(stored) == 33
     for name, value in stored.items():
         own = 'criterion.weight' if name == 'projection.weight' else f'student.network.{name}'
@@ -259,9 +259,9 @@ def test_student_is_trained_and_exported_by_main(enskd, tones, teacher_file, kd,
     assert folder == enskd.main.Path(args['path_log']) / title
     assert [values[f'{title}/kd_weight'] for values in logged] == weights
     assert all(0 <= values[f'{title}/valid_eer'] <= 100 for values in logged)
-    stored = checkpoint.read(folder / 'avg_model.pt')
+    stored = weight_files.read(folder / 'avg_model.pt')
     assert stored.keys() == XVECTOR and stored['projection.weight'].shape == (SPEAKERS, DIM)
     assert isinstance(system.network, XVector) and not system.network.training
-    parts = [checkpoint.read(folder / f'epoch_000{epoch}.pt') for epoch in (2, 3)]
+    parts = [weight_files.read(folder / f'epoch_000{epoch}.pt') for epoch in (2, 3)]
     mean = sum(part['student.network.seg_2.weight'] for part in parts) / 2
     torch.testing.assert_close(system.network.seg_2.weight.detach(), mean)

@@ -15,7 +15,7 @@ from author_layouts import (
     their_head,
 )
 
-from shared import checkpoint
+from shared import weight_files
 from shared.errors import UserError
 from shared.losses.aam_topk import AamSoftmaxTopK
 from shared.models.adapters import AdapterSettings
@@ -196,7 +196,7 @@ def assert_same_state(found, expected):
 def test_what_a_run_exports_is_read_back_unchanged(nawsv, tmp_path):
     for kind, state in states_of_a_run(nawsv).items():
         path = tmp_path / f'{kind}.pt'
-        checkpoint.write(nawsv.published.to_published(kind, state), path)
+        weight_files.write(nawsv.published.to_published(kind, state), path)
         found = nawsv.published.read(path)
         assert found.kind == kind
         assert_same_state(found.state, state)

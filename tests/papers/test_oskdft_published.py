@@ -19,7 +19,7 @@ from author_layouts import (
 )
 from torch import nn
 
-from shared import checkpoint
+from shared import weight_files
 from shared.errors import UserError
 from shared.losses.aam_softmax import AamSoftmax
 from shared.models.adapters import AdapterSettings
@@ -336,7 +336,7 @@ def states_of_a_run(oskdft):
 def test_what_a_run_exports_is_read_back_unchanged(oskdft, tmp_path):
     for number, (kind, state) in enumerate(states_of_a_run(oskdft)):
         path = tmp_path / f'{number}.pt'
-        checkpoint.write(oskdft.published.to_published(kind, state), path)
+        weight_files.write(oskdft.published.to_published(kind, state), path)
         found = oskdft.published.read(path)
         assert found.kind == kind and found.state.keys() == state.keys()
         for name, value in state.items():

@@ -20,7 +20,6 @@ from recipes import QUIET_WAVLM, pretrained
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared import precision
-from shared.checkpoint import write
 from shared.datasets.items import Sample, collate
 from shared.evaluation.extraction import extract
 from shared.losses.contrastive import ContrastiveLoss
@@ -29,6 +28,7 @@ from shared.models.resnet import ResNet34
 from shared.models.ssl_backends import EcapaSmallBackEnd, SslSpeakerEncoder
 from shared.models.ssl_encoder import SslEncoder
 from shared.published import unispeech
+from shared.weight_files import write
 
 STEPS, ROWS, CLASSES, SAMPLES = 10, 16, 4, 4000
 SOME = 4  # steps, where compiling takes longer than they do

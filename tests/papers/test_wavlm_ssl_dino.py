@@ -8,7 +8,7 @@ import torch
 import torchaudio
 from loops import FakeLoop
 
-from shared import checkpoint
+from shared import weight_files
 from shared.averaging import average
 from shared.datasets.items import Sample, collate
 from shared.errors import UserError
@@ -298,7 +298,7 @@ def finished(method, folder, epochs):
         with torch.no_grad():
             for parameter in method.parameters():
                 parameter.copy_(torch.randn_like(parameter))
-        checkpoint.write(method.state_dict(), folder / f'epoch_{epoch:04d}.pt')
+        weight_files.write(method.state_dict(), folder / f'epoch_{epoch:04d}.pt')
     return types.SimpleNamespace(folder=folder, history=[{}] * epochs)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from author_layouts import modules_of
 
-from shared import checkpoint, ddp
+from shared import ddp, weight_files
 
 
 @pytest.fixture
@@ -230,9 +230,9 @@ def test_a_nan_loss_is_no_loss(wavlm_ssl):
 def test_record_goes_on_after_a_kill(wavlm_ssl, tmp_path):
     record, again = wavlm_ssl.gate.LossRecord(5), wavlm_ssl.gate.LossRecord(5)
     record.note(*batch(wavlm_ssl.losses, [3, 0], [1.5, 0.5], [0, 1], [1, 0], [4, 2]))
-    checkpoint.write(record.state_dict(), tmp_path / 'x.pt')
+    weight_files.write(record.state_dict(), tmp_path / 'x.pt')
     again.note(*batch(wavlm_ssl.losses, [1], [9.0], [1], [0], [1]))  # forgotten by loading
-    again.load_state_dict(checkpoint.read(tmp_path / 'x.pt'))
+    again.load_state_dict(weight_files.read(tmp_path / 'x.pt'))
     rest = batch(wavlm_ssl.losses, [4], [3.0], [1], [0], [1])
     for one in (record, again):
         one.note(*rest)

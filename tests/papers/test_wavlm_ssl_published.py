@@ -5,7 +5,7 @@ import torch
 import transformers
 from author_layouts import drawn, linear, modules_of, save
 
-from shared import checkpoint
+from shared import weight_files
 from shared.errors import UserError
 from shared.models.ssl_config import WAVLM_BASE, SslConfig
 from shared.models.ssl_names import hugging_face_names
@@ -231,8 +231,8 @@ def test_what_a_run_exports_is_read_back_unchanged(published, tmp_path):
         sizes = published.from_published(drawn(speaker_keys(TINY, classes)), 'x').sizes
         torch.manual_seed(0)
         state = published.Trained(**sizes).state_dict()
-        checkpoint.write(published.to_published(state), tmp_path / 'x.model')
-        assert checkpoint.read(tmp_path / 'x.model').keys() == speaker_keys(TINY, classes).keys()
+        weight_files.write(published.to_published(state), tmp_path / 'x.model')
+        assert weight_files.read(tmp_path / 'x.model').keys() == speaker_keys(TINY, classes).keys()
         found = published.read(tmp_path / 'x.model')
         assert found.state.keys() == state.keys() and found.sizes == sizes
         for name, value in state.items():

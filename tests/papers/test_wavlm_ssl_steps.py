@@ -11,12 +11,12 @@ import torch
 from recipes import TINY_WAVLM, pretrained
 
 from shared import ddp
-from shared.checkpoint import write
 from shared.datasets.embeddings import read_labels, write_embeddings
 from shared.datasets.items import Utterances
 from shared.errors import UserError
 from shared.models.mhfa import Mhfa
 from shared.models.ssl_encoder import SslEncoder
+from shared.weight_files import write
 
 
 @pytest.fixture

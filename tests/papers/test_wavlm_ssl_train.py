@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from loops import FakeLoop
 from recipes import QUIET_WAVLM, TINY_WAVLM, pretrained, weights
 
-from shared.checkpoint import write
 from shared.datasets.embeddings import read_embeddings, write_labels
 from shared.datasets.items import Sample, Trials, Utterances, collate
 from shared.datasets.samplers import ShuffledBatches
@@ -19,6 +18,7 @@ from shared.models.mhfa import Mhfa
 from shared.models.ssl_checkpoints import read_ssl
 from shared.models.ssl_config import WAVLM_BASE, frame_counts
 from shared.models.ssl_encoder import SslEncoder
+from shared.weight_files import write
 
 COUNT, BATCH, CLASSES = 24, 6, 4
 TINY = {'heads': 2, 'compression': 4, 'embed_size': 6, 'device': 'cpu', 'num_workers': 0}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared import checkpoint
+from shared import weight_files
 from shared.averaging import average
 from shared.errors import UserError
 
@@ -21,7 +21,7 @@ def net(seed, width=4):
 def files(folder, states):
     paths = [folder / f'epoch_{epoch:04d}.pt' for epoch in range(1, len(states) + 1)]
     for path, state in zip(paths, states):
-        checkpoint.write(state, path)
+        weight_files.write(state, path)
     return paths
 
 
@@ -50,7 +50,7 @@ def test_average_of_files_is_that_of_the_states_and_fits_the_network(tmp_path):
     for name, value in found.items():
         assert torch.equal(value, expected[name])
     module = net(7)
-    checkpoint.load_weights(module, found, 'average')
+    weight_files.load_weights(module, found, 'average')
     assert torch.equal(module[0].weight, expected['0.weight'])
 
 
@@ -87,13 +87,13 @@ def test_states_are_not_changed_and_one_alone_comes_back_as_a_copy():
 def test_one_file_is_in_memory_at_a_time(tmp_path, monkeypatch):
     paths, read, alive = files(tmp_path, [net(seed).state_dict() for seed in range(4)]), [], []
 
-    def spy(path, original=checkpoint.read):
+    def spy(path, original=weight_files.read):
         alive.append(sum(tensor() is not None for tensor in read))
         state = original(path)
         read.extend(weakref.ref(tensor) for tensor in state.values())
         return state
 
-    monkeypatch.setattr(checkpoint, 'read', spy)
+    monkeypatch.setattr(weight_files, 'read', spy)
     average(paths)
     assert len(read) == 4 * 7 and alive == [0, 0, 0, 0]
 

@@ -1,7 +1,6 @@
 import errno
 import math
 import os
-import pickle
 import random
 import signal
 
@@ -10,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from shared import checkpoint, ddp
-from shared.checkpoint import Checkpoint, load_weights, once, read, write
+from shared import checkpoint, ddp, weight_files
+from shared.checkpoint import Checkpoint, once
 from shared.errors import UserError
 from shared.framework import Framework
+from shared.weight_files import read, write
 
 
 class Toy(Framework):
@@ -224,7 +224,7 @@ def test_folder_that_became_read_only_is_one_line(by, tmp_path, monkeypatch):
     run.end_epoch({}, 1.0)
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     if by == 'the disk':
-        monkeypatch.setattr(checkpoint, 'open', read_only, raising=False)
+        monkeypatch.setattr(weight_files, 'open', read_only, raising=False)
     elif os.getuid() == 0:
         pytest.skip('root writes everywhere')
     else:
@@ -257,14 +257,6 @@ def test_what_a_killed_save_left_is_gone_after_the_next_start(tmp_path):
     assert names(tmp_path) == ['last.pt']
 
 
-def test_interrupted_save_leaves_no_half_file(tmp_path, full_disk):
-    write({'a': 1}, tmp_path / 'a.pt')
-    full_disk(KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        write({'a': 2}, tmp_path / 'a.pt')
-    assert names(tmp_path) == ['a.pt'] and read(tmp_path / 'a.pt') == {'a': 1}
-
-
 def test_folder_that_is_a_file_is_one_line(tmp_path):
     (tmp_path / 'run').write_text('')
     _, _, run = start(tmp_path / 'run')
@@ -276,26 +268,10 @@ def test_checkpoint_of_another_model_names_what_does_not_fit(tmp_path):
     text = errors_of(start, tmp_path, width=5)
     assert f'{tmp_path / "last.pt"} (framework): checkpoint of another model' in text
     assert '3 of another shape (net.0.bias (4,) instead of (5,), ' in text
-    state = Toy().state_dict()
-    state['extra'] = state.pop('net.2.bias')
-    text = errors_of(load_weights, Toy(), state, 'x.pt')
-    assert text.startswith('x.pt: ') and '1 missing (net.2.bias); 1 unexpected (extra)' in text
-    many = {f'w{i}': torch.ones(1) for i in range(5)}
-    assert '5 unexpected (w0, w1, w2, ...)' in errors_of(load_weights, Toy(), many, 'x.pt')
-
-
-def test_nothing_is_loaded_from_weights_that_do_not_fit():
-    toy = Toy()
-    before = toy.copy_of_state()
-    state = {name: value + 1 for name, value in toy.state_dict().items()}
-    state['net.2.bias'] = torch.ones(7)
-    errors_of(load_weights, toy, state, 'x.pt')
-    assert all(torch.equal(before[name], value) for name, value in toy.state_dict().items())
 
 
 @pytest.mark.parametrize('state', [[1, 2], {'a': 1}, torch.ones(2)])
 def test_file_without_weights_is_one_line(state, tmp_path):
-    assert 'not a set of weights' in errors_of(load_weights, Toy(), state, 'x.pt')
     write(state, tmp_path / 'last.pt')
     assert 'not a checkpoint of a run' in errors_of(start, tmp_path)
 
@@ -320,29 +296,6 @@ def test_damaged_file_is_one_line(cut, tmp_path):
     path.write_bytes(damaged)
     assert f'{path}: not a readable checkpoint' in errors_of(start, tmp_path)
     assert path.read_bytes() == damaged  # it may still be worth something to its owner
-
-
-def test_missing_file_is_one_line(tmp_path):
-    assert 'no such checkpoint file' in errors_of(read, tmp_path / 'none.pt')
-
-
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.filterwarnings('ignore:Detected pickle protocol')
-@pytest.mark.parametrize('save', [torch.save, lambda x, p: p.write_bytes(pickle.dumps(x))])
-def test_code_in_a_file_is_refused_and_not_run(save, tmp_path):
-    save({'objects': Malicious(tmp_path / 'ran')}, tmp_path / 'bad.pt')
-    text = errors_of(read, tmp_path / 'bad.pt')
-    assert 'bad.pt: not a readable checkpoint' in text
-    assert 'it holds ' in text and ' besides tensors' in text
-    assert 'weights_only' not in text  # no advice to open it nonetheless
-    assert names(tmp_path) == ['bad.pt']
 
 
 def test_once_computes_once(tmp_path):
@@ -386,8 +339,8 @@ def test_once_stores_nothing_when_making_fails(tmp_path):
 def two_epochs(folder):
     """Saves, continues; the numbers each rank draws next, and who wrote."""
     torch.manual_seed(ddp.rank())
-    writes, original = [], checkpoint.replacing
-    checkpoint.replacing = lambda path: writes.append(path.name) or original(path)
+    writes, original = [], weight_files.replacing
+    weight_files.replacing = lambda path: writes.append(path.name) or original(path)
     run = Checkpoint(folder, framework=Toy())
     run.end_epoch({}, 1.0)
     seen = read(run.folder / 'last.pt')['position']  # nobody goes on before it is written
@@ -446,7 +399,7 @@ def without_room(folder, call):
     """What a disk without room, which rank 0 meets, is on this rank."""
     run = Checkpoint(folder, framework=Toy())
     if ddp.is_main():
-        checkpoint.replacing = checkpoint.write_text = without_room_for
+        weight_files.replacing = checkpoint.write_text = without_room_for
     try:
         {
             'save': run.save,

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from shared import ddp
-from shared.checkpoint import read
 from shared.datasets.samplers import ShuffledBatches
 from shared.errors import UserError
 from shared.framework import Framework
 from shared.loop import Loop
+from shared.weight_files import read
 
 SIZE, BATCH, EPOCHS = 23, 4, 2  # five batches an epoch, three utterances left over
 

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from shared import ddp, ranks
-from shared.checkpoint import read
 from shared.errors import UserError
+from shared.weight_files import read
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from shared import ddp, ranks
-from shared.checkpoint import read
 from shared.datasets.crops import CropSet, shuffled_loader
 from shared.datasets.items import Sample, Utterances
 from shared.datasets.samplers import sample_rng
 from shared.framework import Framework
 from shared.loop import Loop
+from shared.weight_files import read
 
 SIZE, BATCH, STEP = 100, 8, 5  # twelve steps an epoch; the fault's in the second
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import transformers
 from author_layouts import batch_norm, conv, drawn, linear, norm
 
-from shared import checkpoint
+from shared import weight_files
 from shared.errors import UserError
 from shared.losses.aam_softmax import AamSoftmax
 from shared.models.ssl_backends import EcapaSmallBackEnd, SslSpeakerEncoder
@@ -345,8 +345,8 @@ def test_what_a_run_writes_is_read_back_unchanged(tmp_path, sizes, classes):
     backend = EcapaSmallBackEnd(3, 16, 7, 16, 12, 6, 5)
     state = SslSpeakerEncoder(SslEncoder(config_of(**sizes)), backend).state_dict()
     weight = torch.randn(9, 7) if classes else None
-    checkpoint.write(unispeech.to_published(state, weight, 3.5), tmp_path / 'x.pth')
-    stored = checkpoint.read(tmp_path / 'x.pth')
+    weight_files.write(unispeech.to_published(state, weight, 3.5), tmp_path / 'x.pth')
+    stored = weight_files.read(tmp_path / 'x.pth')
     assert stored['best_valid_eer'] == 3.5
     shapes = {key: tuple(value.shape) for key, value in stored['model'].items()}
     assert shapes == speaker_keys(sizes, classes)
