@@ -7,7 +7,6 @@ failure is shown once), 2 (wrong arguments), `ddp.INTERRUPTED` and `ddp.STOPPED`
 
 import atexit
 import contextlib
-import datetime
 import math
 import multiprocessing.connection
 import os
@@ -28,8 +27,8 @@ import torch.distributed as dist
 from shared import ddp
 from shared.errors import UserError
 from shared.files import advice
+from shared.meeting import meet
 
-JOIN = datetime.timedelta(minutes=30)  # until all ranks are there: imports from a slow disk
 GRACE = 5.0  # s a rank gets to end by itself once another has died
 LOOK = 0.2  # s between two looks at the ranks
 
@@ -212,69 +211,13 @@ def _join(local_rank: int, args: dict) -> None:
         rank, ranks = int(os.environ.get('RANK', local_rank)), int(os.environ['WORLD_SIZE'])
         dist.init_process_group(
             'nccl' if cuda else 'gloo',
-            store=_meet(rank, ranks),
+            store=meet(rank, ranks),
             rank=rank,
             world_size=ranks,
             timeout=ddp.TIMEOUT,
             device_id=device if cuda else None,
         )
     args.update(rank=ddp.rank(), world_size=ddp.world_size(), device=str(device))
-
-
-def _meet(rank: int, ranks: int) -> dist.Store:
-    """The store through which the ranks find each other, once all are there.
-
-    As init_process_group makes it from the same variables, which would wait `TIMEOUT` for a rank
-    that never comes, and not say which.
-
-    Raises:
-        UserError: who is missing after `JOIN`, or that rank 0 does not answer.
-    """
-    host, port = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
-    torchrun_serves = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
-    minutes = f'{JOIN.total_seconds() / 60:g} minutes'
-    advice = 'look at what the others said, then start all of them again'
-    end, missing = time.monotonic() + JOIN.total_seconds(), list(range(ranks))
-    try:
-        server = dist.TCPStore(
-            host,
-            port,
-            ranks,
-            is_master=rank == 0 and not torchrun_serves,
-            timeout=JOIN,
-            wait_for_workers=False,
-            multi_tenant=True,
-        )
-        store = dist.PrefixStore(_attempt(torchrun_serves), server)
-        store.set(f'here/{rank}', '')
-        while missing := [other for other in missing if not store.check([f'here/{other}'])]:
-            if time.monotonic() > end:
-                break
-            time.sleep(LOOK)
-    except RuntimeError as error:  # torch's kinds, of a connection
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(
-            f'rank {rank} of {ranks} cannot join: rank 0 does not answer at {host}:{port} '
-            f'({reason}); {advice}'
-        ) from None
-    if missing:
-        names = ', '.join(map(str, missing[:8])) + (', ...' if len(missing) > 8 else '')
-        raise UserError(
-            f'{ranks - len(missing)} of {ranks} ranks joined within {minutes}, missing: rank '
-            f'{names}; {advice}'
-        )
-    store.set_timeout(ddp.TIMEOUT)
-    return store
-
-
-def _attempt(torchrun_serves: bool) -> str:
-    """A name under which these ranks meet, and not those that torchrun started before them.
-
-    On one machine its store outlives a restart, with all that was written there. On several each
-    counts its own restarts; the store is a new one with TORCH_DISABLE_SHARE_RDZV_TCP_STORE.
-    """
-    alone = torchrun_serves and os.environ.get('GROUP_WORLD_SIZE') == '1'
-    return f'attempt {os.environ["TORCHELASTIC_RESTART_COUNT"]}' if alone else 'attempt'
 
 
 def _choose_gpus(usable_gpu: str | None) -> int:

@@ -1,6 +1,5 @@
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from shared import ddp, ranks
 from shared.errors import UserError
@@ -97,64 +95,6 @@ def test_launch_shows_the_traceback_of_anything_else(monkeypatch, capsys):
     shown = capsys.readouterr().err
     assert caught.value.code == 1
     assert shown.count('Traceback') == 1 and shown.endswith('ValueError: planned\n')
-
-
-# meeting
-
-
-@pytest.fixture
-def meeting_point(monkeypatch):
-    """A free port, as the variables of a run of three ranks; half a second to join."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    monkeypatch.setenv('MASTER_ADDR', '127.0.0.1')
-    monkeypatch.setenv('MASTER_PORT', str(port))
-    monkeypatch.delenv('TORCHELASTIC_USE_AGENT_STORE', raising=False)
-    monkeypatch.setattr(ranks, 'JOIN', ranks.datetime.timedelta(seconds=0.6))
-    return port
-
-
-def test_rank_that_never_comes_is_named(meeting_point):
-    with pytest.raises(UserError) as caught:
-        ranks._meet(0, 3)
-    assert str(caught.value).startswith(
-        '1 of 3 ranks joined within 0.01 minutes, missing: rank 1, 2; '
-    )
-
-
-@pytest.mark.parametrize('machines, name', [('1', 'attempt 3'), ('2', 'attempt')])
-def test_ranks_that_are_all_there_get_a_store_that_waits_for_hours(
-    machines, name, meeting_point, monkeypatch
-):
-    server = dist.TCPStore('127.0.0.1', meeting_point, 2, True, wait_for_workers=False)
-    other = dist.PrefixStore(name, server)
-    other.set('here/0', '')
-    served_by_torchrun(monkeypatch, machines)
-    store = ranks._meet(1, 2)
-    assert store.timeout == ddp.TIMEOUT and other.check(['here/1'])
-
-
-def test_ranks_that_torchrun_started_before_are_not_met(meeting_point, monkeypatch):
-    server = dist.TCPStore('127.0.0.1', meeting_point, 2, True, wait_for_workers=False)
-    dist.PrefixStore('attempt 2', server).set('here/0', '')
-    served_by_torchrun(monkeypatch, '1')
-    with pytest.raises(UserError, match='missing: rank 0;'):
-        ranks._meet(1, 2)
-
-
-def served_by_torchrun(monkeypatch, machines):
-    monkeypatch.setenv('TORCHELASTIC_USE_AGENT_STORE', 'True')
-    monkeypatch.setenv('GROUP_WORLD_SIZE', machines)
-    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '3')
-
-
-def test_rank_0_that_does_not_answer_is_one_line(meeting_point):
-    with pytest.raises(UserError) as caught:
-        ranks._meet(1, 3)
-    text = str(caught.value)
-    assert text.startswith('rank 1 of 3 cannot join: rank 0 does not answer at 127.0.0.1:')
-    assert '\n' not in text
 
 
 # watching: processes that do next to nothing

@@ -4,12 +4,13 @@
 Users, mounts and variables are real; GPUs, limits and networks of containers are not.
 """
 
+import socket
 import subprocess
 import sys
 
 ALONE = {'--rm', '--init', '--interactive', '--tty'}
 KEPT = {'--user', '--env', '--volume'}
-DROPPED = {'--shm-size', '--ulimit', '--stop-timeout', '--network', '--gpus'}
+DROPPED = {'--shm-size', '--ulimit', '--stop-timeout', '--gpus'}
 
 
 def main(words: list[str]) -> int:
@@ -21,7 +22,9 @@ def main(words: list[str]) -> int:
         if name not in ALONE:
             value = words.pop(0)
             options += [name, value] if name in KEPT else []
-            assert name in KEPT | DROPPED, f'unknown option {name}'
+            if (name, value) == ('--network', 'host'):  # an engine gives the host's name as well
+                options += ['--hostname', socket.gethostname()]
+            assert name in KEPT | DROPPED | {'--network'}, f'unknown option {name}'
     image, *command = words
     made = subprocess.run(['buildah', 'from', image], capture_output=True, text=True, check=True)
     container = made.stdout.strip()
