@@ -29,14 +29,13 @@ from evaluation import results, score
 from framework import FineTuning, WarmUp
 from health import examine
 from losses import EApn
-from phases import end_epoch, finish, loop_of
+from phases import check_sizes, end_epoch, finish, loop_of
 from shared import ddp, log, ranks
 from shared.checkpoint import once
 from shared.errors import UserError
 from shared.files import require_paths
 from shared.losses.aam_topk import AamSoftmaxTopK
 from shared.losses.class_weights import class_weights
-from shared.optim.accumulation import check_parts
 from shared.seed import set_seed
 from systems import backend_of, head_of, student_in, student_of, system_of, teacher_of
 
@@ -49,6 +48,7 @@ def run(rank, args, experiment_args):
     if args['demo']:
         use_demo_corpus(args)
     require_paths(needed_paths(args))
+    check_sizes(args)
     musan_train, tests = prepare(args)
     if args['phase'] == 'prepare':
         return
@@ -60,8 +60,6 @@ def run(rank, args, experiment_args):
         networks = system_of(args['published'] or own, args)
         scored = score('NAW-SV', seed, *networks, tests, where, args)
         return results([{**scored, 'folder': where}], tests, where, args)
-
-    check_parts({'batch_size': args['batch_size']}, args['accumulate'], ddp.world_size())
 
     # logger
     log.check_same_run(folder, experiment_args, ignore=('seeds', 'compare', 'accumulate'))
@@ -105,7 +103,7 @@ def warm_up(seed, corpus, logger, args):
     student = student_of(args, 'warmup')
     head = head_of(args, student)
     e_apn = EApn(gather=args['gather_prototypes'])
-    framework = WarmUp(student, teacher_of(args), head, e_apn, args)
+    framework = WarmUp(student, teacher_of(args), head, e_apn, args).to(args['device'])
     optimizer = torch.optim.Adam(
         framework.learnable(), lr=args['warmup_lr'], weight_decay=args['weight_decay']
     )
@@ -145,7 +143,8 @@ def fine_tune(seed, start, corpus, logger, args):
         top_k_margin=args['topk_penalty'][1],
     )
     labels = torch.from_numpy(corpus.train.speakers)
-    framework = FineTuning(student, backend, criterion, class_weights(labels, corpus.speakers))
+    weights = class_weights(labels, corpus.speakers)
+    framework = FineTuning(student, backend, criterion, weights).to(args['device'])
     optimizer = torch.optim.Adam(
         framework.learnable(), lr=args['lr'], weight_decay=args['weight_decay']
     )

@@ -3,9 +3,11 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from modules import load
+from recipes import TINY_WAVLM, pretrained
 
 from shared import ddp
 
@@ -115,3 +117,32 @@ def test_e_apn_has_the_other_speakers_of_its_own_rank_unless_gathered(run_ranks)
     for (loss, _), half in zip(ranks, (slice(0, 3), slice(3, 6))):
         expected = naive_e_apn(10.0, -5.0, *(x[half] for x in whole))
         assert loss == pytest.approx(expected.item(), rel=1e-10)
+
+
+@pytest.mark.parametrize('phase', ['warm_up', 'fine_tune'])
+def test_weights_are_on_their_device_before_the_optimizer_takes_up_its_state(
+    phase, paper, tmp_path, monkeypatch
+):
+    """Adam's moments are loaded where the weights are at that moment: a resumed run needs both there."""
+    modules = paper('nawsv')
+    model = pretrained(TINY_WAVLM, tmp_path / 'wavlm')
+    small = ['--ecapa_width', '8', '--ecapa_mfa_width', '8', '--embed_size', '8']
+    args = modules.arguments.get_args(['--path_ssl', str(model), *small])[0]
+    args['device'] = 'meta'  # stands in for a GPU
+    train = SimpleNamespace(speakers=np.arange(6))
+    corpus = SimpleNamespace(
+        speakers=6, train=train, pair_loader=lambda seed: None, labelled_loader=lambda seed: None
+    )
+
+    class Reached(Exception):
+        pass
+
+    def loop_of(*given, framework, optimizer):
+        weights = [x for group in optimizer.param_groups for x in group['params']]
+        assert weights and all(x.device.type == 'meta' for x in weights)
+        raise Reached
+
+    monkeypatch.setattr(modules.main, 'loop_of', loop_of)
+    given = (1, corpus, None, args) if phase == 'warm_up' else (1, None, corpus, None, args)
+    with pytest.raises(Reached):
+        getattr(modules.main, phase)(*given)
