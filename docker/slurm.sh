@@ -2,13 +2,15 @@
 # One run on several machines of a Slurm cluster: sbatch docker/slurm.sh lgl --name try2
 #
 # A template: set the lines below and RUNS (a disk that all machines share) and DATA to what the
-# cluster has. The job puts itself back into the queue when its time is over, it is pre-empted or a
-# rank hung (status 75), and continues; a run that fails ends it.
+# cluster has. The job puts itself back into the queue when its time is over or it is pre-empted, and
+# continues. A rank that hangs or fails makes torchrun start all ranks again, three times in a job;
+# after that the job ends (on one machine a rank that hung puts it back into the queue, too).
 #
 #SBATCH --job-name=sv-papers
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1          # one torchrun a machine starts a process for each GPU
 #SBATCH --gpus-per-node=4
+#SBATCH --exclusive                  # docker sees all GPUs of a machine, not those of the job alone
 #SBATCH --cpus-per-task=32
 #SBATCH --time=24:00:00
 #SBATCH --requeue                    # after a machine failed or another job took its place

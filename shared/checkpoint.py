@@ -11,11 +11,14 @@ batch norm over the part of a batch that one process holds.
 """
 
 import contextlib
+import filecmp
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,9 +27,10 @@ import torch
 
 from shared import ddp, seed
 from shared.errors import UserError
-from shared.files import remove_unfinished, write_text
+from shared.files import remove_unfinished, replacing, write_text
 from shared.weight_files import load_weights, read, write
 
+SEEN = 120.0  # s until a file of rank 0 has to be seen everywhere; network disks remember absence
 AGREE, MOST = 5.0, 10  # s and steps, after which ranks agree whether to save; torchrun grants 30 s
 
 
@@ -65,7 +69,9 @@ class Checkpoint:
         self._epoch, self._batch = 1, 0  # the next step to do
         self._pace = 1  # steps until the ranks ask each other again
         self._saved = self._asked = 0.0  # s, monotonic
+        self._shared = False  # whether every rank has seen a file of rank 0
         self._resume()
+        self._check_position()
 
     @property
     def finished(self) -> bool:
@@ -83,6 +89,7 @@ class Checkpoint:
         Raises:
             ddp.Stopped: after the state was saved.
         """
+        self._check_devices()
         loader.batch_sampler.set_position(self._epoch, self._batch)
         self._saved = self._asked = time.monotonic()
         steps = 0  # since the ranks last asked each other
@@ -118,23 +125,30 @@ class Checkpoint:
         return self._batch
 
     def end_epoch(self, metrics: dict[str, float], value: float) -> bool:
-        """Records an epoch and saves; returns True when `value` is the lowest so far."""
+        """Records an epoch and saves; returns True when `value` is the lowest so far.
+
+        What rank 0 has measured counts: another processor may round otherwise.
+        """
+        metrics, value = ddp.broadcast_object((metrics, value))
         self.history.append(_plain({'epoch': self._epoch, **metrics}))
         lowest = self.best['value'] if self.best else math.nan
         better = self.best is None or value < lowest or (math.isnan(lowest) and value == value)
         if better:
             self.best = _plain({'epoch': self._epoch, 'value': value})
         weights = self._objects['framework'].state_dict()
-        names = [f'epoch_{self._epoch:04d}.pt', *(['best.pt'] if better else [])]
-        for name in names:
-            on_main(partial(write, weights, self.folder / name))
+        on_main(partial(write, weights, self._file_of(self._epoch)))
         self._epoch, self._batch = self._epoch + 1, 0
         self.save()
+        if better:  # last: killed before, the next start takes it from the epoch's own file
+            on_main(partial(write, weights, self.folder / 'best.pt'))
         if ddp.is_main():
             for old in range(1, self._epoch - self._keep):
                 with contextlib.suppress(OSError):  # the next epoch tries again
-                    (self.folder / f'epoch_{old:04d}.pt').unlink(missing_ok=True)
+                    self._file_of(old).unlink(missing_ok=True)
         return better
+
+    def _file_of(self, epoch: int) -> Path:
+        return self.folder / f'epoch_{epoch:04d}.pt'
 
     def finish(self, summary: dict[str, Any] | None = None) -> None:
         """Marks the phase as done; the same command will skip it from now on."""
@@ -158,6 +172,40 @@ class Checkpoint:
         # One that ended after Ctrl-C would end rank 0 while it writes; one that reads the file
         # next must not see the previous one. So the others wait.
         on_main(partial(write, state, self.folder / 'last.pt'))
+        if not self._shared:
+            self._check_shared(self.folder / 'last.pt')
+            self._shared = True
+
+    def _check_shared(self, path: Path) -> None:
+        """Looks whether every rank sees what rank 0 has written."""
+        end = time.monotonic() + SEEN
+        while not path.exists() and time.monotonic() < end:
+            time.sleep(0.2)
+        seen = ddp.gather_objects(path.exists())
+        if not all(seen):
+            end_all(
+                f'rank {seen.index(False)} does not see {path}, which rank 0 has written; all '
+                'machines need the same folder: give a `path_log` on a disk that they share'
+            )
+
+    def _check_position(self) -> None:
+        """Looks whether every rank goes on where rank 0 does, in the same folder, that is."""
+        found = ddp.gather_objects((self._epoch, self._batch, self.finished))
+        for rank, (epoch, batch, _) in enumerate(found):
+            if found[rank] != found[0]:
+                end_all(
+                    f'{self.folder}: rank 0 is at epoch {found[0][0]}, batch {found[0][1]}, rank '
+                    f'{rank} at epoch {epoch}, batch {batch}; all machines need the same folder: '
+                    'give a `path_log` on a disk that they share'
+                )
+
+    def _check_devices(self) -> None:
+        """An optimizer takes up its state where the weights are: they must not move afterwards."""
+        optimizers = [x for x in self._objects.values() if isinstance(x, torch.optim.Optimizer)]
+        for weight, state in chain.from_iterable(x.state.items() for x in optimizers):
+            tensors = [x for x in state.values() if torch.is_tensor(x) and x.ndim]
+            if any(x.device != weight.device for x in tensors):
+                raise RuntimeError('weights moved after the checkpoint: distribute them before')
 
     def _resume(self) -> None:
         if ddp.is_main():
@@ -183,9 +231,21 @@ class Checkpoint:
         self._epoch, self._batch = state['position']['epoch'], state['position']['batch']
         self.history, self.best = state['history'], state['best']
         self.summary = state['summary']
+        if ddp.is_main():
+            self._complete_best()
         self.saved_by = len(state['generators'])
         if ddp.rank() < self.saved_by:  # a new rank has the numbers that the recipe gave it
             seed.set_generators(state['generators'][ddp.rank()])
+
+    def _complete_best(self) -> None:
+        """Writes best.pt where a run was killed between last.pt, which names it, and best.pt."""
+        epoch = self._epoch - 1
+        newest, best = self._file_of(epoch), self.folder / 'best.pt'
+        if self._batch or not self.best or self.best['epoch'] != epoch or not newest.exists():
+            return
+        if not best.exists() or not filecmp.cmp(newest, best, shallow=False):
+            with replacing(best) as temporary:
+                shutil.copyfile(newest, temporary)
 
 
 def on_main(work: Callable[[], None]) -> None:

@@ -91,6 +91,8 @@ class Loop(Checkpoint):
             UserError: a value given to the meters, or a weight, has become NaN or infinite.
         """
         self._title = title
+        # before the length is asked for: epochs may differ in theirs
+        self.loader.batch_sampler.set_position(self._epoch, self.batches_done)
         progress = Progress(
             title,
             len(self.loader),

@@ -49,10 +49,16 @@ def launch(run: Callable, args: dict, experiment_args: dict) -> None:
             `tf32`, false: full fp32 products and convolutions on a GPU.
         experiment_args: passed through.
     """
+    gpus = _choose_gpus(args.get('usable_gpu'))
     if 'LOCAL_RANK' in os.environ:  # torchrun
+        started = int(os.environ.get('LOCAL_WORLD_SIZE', '1'))
+        if args.get('usable_gpu') and started > gpus:
+            raise SystemExit(
+                f'error: usable_gpu {args["usable_gpu"]}: {gpus} GPUs for {started} processes; '
+                f'torchrun --nproc_per_node {gpus}, or in the image PROCESSES={gpus}'
+            )
         _process(int(os.environ['LOCAL_RANK']), run, args, experiment_args, _torchrun_gate())
         return
-    gpus = _choose_gpus(args.get('usable_gpu'))
     if gpus <= 1:
         _process(0, run, args, experiment_args, None)
         return
@@ -63,6 +69,8 @@ def spawn(run: Callable, args: dict, experiment_args: dict, processes: int) -> N
     """`launch` with this many ranks on this machine, spawned and watched from here."""
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(_free_port()))
     os.environ['WORLD_SIZE'] = str(processes)
+    for name in ('RANK', 'LOCAL_WORLD_SIZE'):  # of whatever started this process
+        os.environ.pop(name, None)
     told: list[int] = []
 
     def note(number, frame) -> None:
@@ -193,6 +201,8 @@ def _say_once(gate: str | None, text: str) -> None:
             os.close(os.open(gate, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return
+    except OSError:  # no room for it, perhaps why the run ends: better said twice than not at all
+        pass
     print(text, end='', file=sys.stderr, flush=True)
 
 

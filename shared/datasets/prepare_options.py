@@ -168,7 +168,9 @@ def _noisy(commands) -> None:
     sub.add_argument('--musan', required=True, metavar='DIR', help='MUSAN as it is distributed')
     sub.add_argument('--musan_split', metavar='DIR', help='its halves, made first [<musan>_split]')
     sub.add_argument('--nonspeech', metavar='DIR', help='Nonspeech100: noise of a fourth kind')
-    sub.add_argument('--out', required=True, metavar='DIR', help='about 8 GB for Vox1-O')
+    sub.add_argument(
+        '--out', required=True, metavar='DIR', help='about 19 GB for Vox1-O at five SNRs'
+    )
     sub.add_argument(
         '--snrs', nargs='+', type=int, default=SNRS, metavar='DB', help='[0 5 10 15 20]'
     )

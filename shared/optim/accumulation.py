@@ -79,23 +79,23 @@ class Gradients:
         return (mean, *map(_joined, zip(*rows))) if rows[0] else mean
 
 
-def check_parts(sizes: Mapping[str, int], parts: int, processes: int) -> None:
-    """Looks whether every process can take its share of a batch in so many equal parts.
+def check_batches(batches: Mapping[str, tuple[int, int]], processes: int) -> None:
+    """Looks whether every process can take its share of each batch, in equal parts.
 
     Args:
-        sizes: name of the argument -> utterances over all processes.
-        parts: of each process's share.
+        batches: name of the argument -> utterances over all processes, parts of each one's share.
         processes: of the run.
 
     Raises:
         UserError: a batch does not divide; names one near it that does.
     """
-    step = parts * processes
-    for name, size in sizes.items():
-        if parts > 1 and size % step:
+    for name, (size, parts) in batches.items():
+        step = parts * processes
+        if size % step:
+            shares = f' of accumulate {parts} parts each' if parts > 1 else ''
             raise UserError(
-                f'{name} {size} does not divide among {processes} processes of accumulate {parts} '
-                f'parts each: use a multiple of {step}, such as {max(round(size / step), 1) * step}'
+                f'{name} {size} does not divide among {processes} processes{shares}: use a '
+                f'multiple of {step}, such as {max(round(size / step), 1) * step}'
             )
 
 

@@ -257,6 +257,40 @@ def test_what_a_killed_save_left_is_gone_after_the_next_start(tmp_path):
     assert names(tmp_path) == ['last.pt']
 
 
+def test_kill_between_last_and_best_leaves_the_best_of_the_last(tmp_path, monkeypatch):
+    framework, _, run = start(tmp_path)
+    run.end_epoch({}, 2.0)
+    with torch.no_grad():
+        framework.net[0].bias.fill_(7)
+    original = checkpoint.write
+
+    def killed(state, path):
+        if path.name == 'best.pt':
+            raise KeyboardInterrupt
+        original(state, path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, 'write', killed)
+        run.end_epoch({}, 1.0)
+    assert (read(tmp_path / 'best.pt')['net.0.bias'] != 7).all()  # still of epoch 1
+    assert start(tmp_path)[2].best == {'epoch': 2, 'value': 1.0}
+    assert (read(tmp_path / 'best.pt')['net.0.bias'] == 7).all()
+
+
+def test_weights_that_move_after_the_optimizer_took_up_its_state_are_an_error(tmp_path):
+    framework, optimizer, run = start(tmp_path)
+    framework(torch.randn(8, 3)).backward()
+    optimizer.step()
+    run.save()
+    framework, optimizer, run = start(tmp_path)
+    loader = type('Loader', (list,), {'batch_sampler': type('S', (), {'set_position': print})})
+    assert list(run.batches(loader([1]))) == [1]
+    moments = optimizer.state[framework.net[0].weight]  # as if the weights had gone to a GPU
+    moments['exp_avg'] = moments['exp_avg'].to('meta')
+    with pytest.raises(RuntimeError, match='distribute them before'):
+        next(run.batches(loader([1])))
+
+
 def test_folder_that_is_a_file_is_one_line(tmp_path):
     (tmp_path / 'run').write_text('')
     _, _, run = start(tmp_path / 'run')
@@ -355,11 +389,49 @@ def two_epochs(folder):
 @pytest.mark.slow
 def test_two_ranks_continue_their_own_numbers_and_rank_0_writes(run_ranks, tmp_path):
     main, other = run_ranks(two_epochs, tmp_path / 'run')
-    assert (main[0], other[0]) == (['epoch_0001.pt', 'best.pt', 'last.pt'], [])
+    assert (main[0], other[0]) == (['epoch_0001.pt', 'last.pt', 'best.pt'], [])
     for _, seen, expected, drawn, _, again in (main, other):
         assert seen == {'epoch': 2, 'batch': 0}
         assert drawn == expected and again == {'by': 0}
     assert main[2] != other[2]
+
+
+def differently(folder):
+    """Two ranks that measured different things; what each then knows."""
+    run = Checkpoint(folder, framework=Toy())
+    for value in ([1.0, 2.0], [3.0, 0.5]):
+        run.end_epoch({'eer': value[ddp.rank()]}, value[ddp.rank()])
+    return run.history, run.best
+
+
+@pytest.mark.slow
+def test_what_rank_0_measured_counts(run_ranks, tmp_path):
+    history = [{'epoch': 1, 'eer': 1.0}, {'epoch': 2, 'eer': 3.0}]
+    for found in run_ranks(differently, tmp_path):
+        assert found == (history, {'epoch': 1, 'value': 1.0})
+
+
+def in_folders_of_their_own(folder, begun):
+    """Two machines without a common disk; what each says."""
+    checkpoint.SEEN = 0.3
+    own = folder / str(ddp.rank())
+    try:
+        run = Checkpoint(own, framework=Toy())
+        assert not begun
+        run.end_epoch({}, 1.0)
+    except UserError as error:
+        return str(error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('begun', [False, True])
+def test_machines_without_a_common_folder_are_told_so(begun, run_ranks, tmp_path):
+    if begun:
+        Checkpoint(tmp_path / '0', framework=Toy()).end_epoch({}, 1.0)
+    said = run_ranks(in_folders_of_their_own, tmp_path, begun)
+    assert all('on a disk that they share' in text for text in said)
+    expected = 'at epoch 2, batch 0, rank 1 at epoch 1, batch 0' if begun else 'rank 1 does not see'
+    assert all(expected in text for text in said)
 
 
 def interrupted(folder, agree):

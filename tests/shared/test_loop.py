@@ -127,6 +127,18 @@ def test_run_sees_each_utterance_once_an_epoch_and_skips_are_counted(tmp_path):
     ]
 
 
+def test_length_of_an_epoch_is_its_own(tmp_path):
+    lengths = []
+
+    class Longer(Loader):
+        def __len__(self):
+            lengths.append(self.batch_sampler.epoch)
+            return len(self.batch_sampler)
+
+    run(tmp_path, loader=Longer())
+    assert list(dict.fromkeys(lengths[1:])) == [1, 2]  # the first is asked by `loader or`
+
+
 def test_bad_files_are_listed_in_the_folder_and_too_many_stop_the_run(tmp_path):
     _, _, loop, _ = run(tmp_path)
     assert (tmp_path / 'skipped.txt').read_text() == '5.wav: truncated\n'

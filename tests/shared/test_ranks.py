@@ -49,6 +49,31 @@ def test_usable_gpu_that_is_not_there_is_one_line(wanted, monkeypatch):
     assert '\n' not in caught.value.code and 'CUDA_VISIBLE_DEVICES' not in os.environ
 
 
+@pytest.mark.parametrize(('processes', 'fits'), [('2', True), ('3', False)])
+def test_usable_gpu_holds_for_the_ranks_of_torchrun(processes, fits, monkeypatch):
+    joined = []
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    monkeypatch.setattr(ranks, '_process', lambda *given: joined.append(given[0]))
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', processes)
+    if fits:
+        ranks.launch(print, {'usable_gpu': '2,3'}, {})
+        assert joined == [1] and os.environ['CUDA_VISIBLE_DEVICES'] == '2,3'
+        return
+    with pytest.raises(SystemExit) as caught:
+        ranks.launch(print, {'usable_gpu': '2,3'}, {})
+    assert caught.value.code.startswith('error: usable_gpu 2,3: 2 GPUs for 3 processes; torchrun ')
+    assert not joined
+
+
+def test_why_a_run_ends_is_said_also_where_no_file_can_be_made(tmp_path, capsys):
+    for gate, times in ((tmp_path / 'gate', 1), (tmp_path / 'nowhere' / 'gate', 2)):
+        for _ in range(2):
+            ranks._say_once(str(gate), 'why\n')
+        assert capsys.readouterr().err == times * 'why\n'
+
+
 def test_launch_on_the_cpu_runs_here_and_tells_the_device(monkeypatch):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
     monkeypatch.delenv('LOCAL_RANK', raising=False)
@@ -260,7 +285,8 @@ def script(tmp_path):
 
 @pytest.mark.slow
 def test_spawned_ranks_that_succeed_return_to_the_caller(script, python):
-    ended = python(script, 'fine', seconds=SECONDS)
+    foreign = {'RANK': '0', 'LOCAL_WORLD_SIZE': '7'}  # some platforms set it
+    ended = python(script, 'fine', seconds=SECONDS, **foreign)
     assert (ended.returncode, ended.stderr) == (0, '')
     assert ended.stdout == 'ready\nready\nafter\n'
 

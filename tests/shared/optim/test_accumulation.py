@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from shared import ddp
 from shared.errors import UserError
 from shared.framework import Framework
-from shared.optim.accumulation import Gradients, check_parts
+from shared.optim.accumulation import Gradients, check_batches
 
 ROWS, GATE = 12, 0.0136
 Fates = namedtuple('Fates', 'kept labels missing')
@@ -176,16 +176,22 @@ def test_rows_that_make_no_equal_parts_are_an_error():
 
 @pytest.mark.parametrize(
     ('size', 'parts', 'processes', 'advice'),
-    [(400, 3, 1, '3, such as 399'), (24, 5, 4, '20, such as 20'), (2, 4, 2, '8, such as 8')],
+    [
+        (400, 3, 1, '3, such as 399'),
+        (24, 5, 4, '20, such as 20'),
+        (2, 4, 2, '8, such as 8'),
+        (300, 1, 8, '8, such as 304'),
+    ],
 )
 def test_batch_that_does_not_divide_is_one_line_with_one_that_does(size, parts, processes, advice):
-    check_parts({'other': parts * processes}, parts, processes)
-    check_parts({'batch_size': size}, 1, processes)  # that is for the sampler to say
+    fine = {'other': (parts * processes, parts)}
+    check_batches(fine, processes)
     with pytest.raises(UserError) as caught:
-        check_parts({'other': parts * processes, 'batch_size': size}, parts, processes)
+        check_batches({**fine, 'batch_size': (size, parts)}, processes)
+    shares = f' of accumulate {parts} parts each' if parts > 1 else ''
     expected = (
-        f'batch_size {size} does not divide among {processes} processes of accumulate {parts} '
-        f'parts each: use a multiple of {advice}'
+        f'batch_size {size} does not divide among {processes} processes{shares}: '
+        f'use a multiple of {advice}'
     )
     assert str(caught.value) == expected
 
