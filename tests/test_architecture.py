@@ -63,7 +63,7 @@ UNSAFE_MODULES = {'pickle', 'cPickle', 'dill', 'cloudpickle', 'marshal', 'shelve
 UNSAFE_CALLS = {'exec', 'eval', '__import__', 'os.system', 'os.popen'}
 UNSAFE_OPTIONS = {'shell', 'allow_pickle'}
 RECIPE = ('main.py', 'train.py', 'framework.py', 'losses.py')
-RECIPE_LINES, SHARED_LINES = 450, 400
+RECIPE_LINES, SHARED_LINES = 450, 300
 
 
 def sources(root: Path, *folders: str) -> Iterator[tuple[Path, str, ast.Module]]:
@@ -309,7 +309,7 @@ PLANTED = [
     (paper_names, 'shared/losses/x.py', 'def f(run):\n    raise ValueError(f"{run}: no OS-KDFT")'),
     (paper_names, 'shared/losses/x.py', 'import wavlm_ssl'),
     (paper_names, 'shared/losses/enskd.py', ''),
-    (sizes, 'shared/x.py', 'x = 1\n' * 401),
+    (sizes, 'shared/x.py', 'x = 1\n' * 301),
     (sizes, 'papers/lgl/main.py', 'x = 1\n' * 451),
     (names, 'shared/x.py', 'def test_error_rate():\n    pass'),
     (names, 'shared/test_x.py', ''),

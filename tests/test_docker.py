@@ -174,10 +174,12 @@ def test_run_on_several_machines_goes_through_torchrun_on_the_host_network(run_s
     'arguments, settings, message',
     [
         ([], {}, 'docker/run.sh paper'),
+        (['--help'], {}, 'docker/run.sh paper'),
+        (['-h'], {}, 'docker/run.sh paper'),
         (['lgll'], {}, "no paper 'lgll'; there are: enskd"),
         (['lgl'], {'NODES': '2'}, 'NODES=2 needs RDZV=first-machine:port'),
     ],
-    ids=['nothing', 'unknown paper', 'no meeting point'],
+    ids=['nothing', 'help', 'h', 'unknown paper', 'no meeting point'],
 )
 def test_run_refuses_before_it_starts_anything(run_script, arguments, settings, message):
     assert message in run_script(*arguments, **settings)

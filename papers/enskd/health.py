@@ -19,7 +19,7 @@ TEACHER = {  # spec 3.8
 }
 ORIGINS = {
     'path_teacher': 'row "WavLM large, fix pre-train: No" of UniSpeech/downstreams/speaker_verification',
-    'path_ssl': 'huggingface-cli download microsoft/wavlm-large, or WavLM-Large.pt of unilm/wavlm',
+    'path_ssl': 'hf download microsoft/wavlm-large, or WavLM-Large.pt of unilm/wavlm',
     'published': "a student's file of the authors, or avg_model.pt of a run",
 }
 LARGEST = 17_000_000  # numbers: CAM++ and a classifier of 17,982 x 512 (spec 3)

@@ -28,7 +28,7 @@ from evaluation import results, score
 from health import examine
 from losses import ramp
 from paths import last_model, needed_paths, use_demo_corpus
-from phases import check_batches, end_epoch, finish, loop_of, student_schedule, teacher_schedule
+from phases import check_sizes, end_epoch, finish, loop_of, student_schedule, teacher_schedule
 from shared import ddp, log, ranks
 from shared.checkpoint import once
 from shared.datasets.trial_files import trial_lists, validation_files
@@ -55,7 +55,7 @@ def run(rank, args, experiment_args):
         scored = score(pair, seed, system, tests, corpus, where, args)
         return results([{**scored, 'folder': where}], tests, where, args)
 
-    check_batches(args)
+    check_sizes(args)
     log.check_same_run(folder, experiment_args, ignore=('seeds', 'student', 'kd', 'accumulate'))
 
     # data

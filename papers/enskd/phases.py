@@ -7,7 +7,7 @@ from data import needs_teacher
 from shared import ddp
 from shared.averaging import average
 from shared.loop import Loop
-from shared.optim.accumulation import check_parts
+from shared.optim.accumulation import check_batches
 from shared.weight_files import load_weights
 from train import Schedule, validate
 
@@ -27,13 +27,14 @@ def loop_of(title, loader, args, **objects):
     )
 
 
-def check_batches(args):
-    """Refuses batches of this run that do not divide as `accumulate` asks."""
+def check_sizes(args):
+    """Refuses batches of this run that its processes cannot divide."""
     rows = rows_of(args) if args['phase'] != 'teacher' else {}
     sizes = {f'batch_size ({a}, {b})': row['batch_size'] for (a, b), row in rows.items()}
     if needs_teacher(args) and not args['path_teacher']:
         sizes['teacher_batch_size'] = args['teacher_batch_size']
-    check_parts(sizes, args['accumulate'], ddp.world_size())
+    batches = {name: (size, args['accumulate']) for name, size in sizes.items()}
+    check_batches(batches, ddp.world_size())
 
 
 def student_schedule(args):

@@ -27,7 +27,7 @@ from framework import Adversary, Contrastive, GatedClassification
 from health import examine
 from losses import NO_GATE, phase_over
 from models import AugmentationDiscriminator, encoder_of
-from phases import end_epoch, epochs_left, epochs_of, finish, loop_of
+from phases import check_sizes, end_epoch, epochs_left, epochs_of, finish, loop_of
 from published import weights_of
 from shared import ddp, log, ranks
 from shared.checkpoint import once
@@ -35,7 +35,6 @@ from shared.errors import UserError
 from shared.files import require_paths
 from shared.losses.aam_softmax import AamSoftmax
 from shared.losses.contrastive import ContrastiveLoss
-from shared.optim.accumulation import check_parts
 from shared.seed import set_seed
 from shared.weight_files import load_weights, read, write
 
@@ -52,7 +51,7 @@ def run(rank, args, experiment_args):
         encoder = encoder_of(args, weights_of(args['published'] or folder / 'encoder.pt'))
         return evaluate(encoder, tests, folder / 'evaluation', [], args)
 
-    check_parts({'batch_size': args['batch_size']}, args['accumulate'], ddp.world_size())
+    check_sizes(args)
 
     # logger
     changing = ('contrastive_epoch', 'iterations', 'accumulate')

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from evaluation import score
+from shared import ddp
 from shared.checkpoint import once
 from shared.loop import Loop
+from shared.optim.accumulation import check_batches
 from train import validate
 
 SHOWN = ('loss', 'accuracy', 'selected', 'valid_eer', 'utterances_per_second')
@@ -18,6 +20,16 @@ def epochs_of(table):
 def epochs_left(table, args):
     """Epochs of Stage II that `epoch_total` still allows."""
     return max((args['epoch_total'] or 10**9) - epochs_of(table), 0)
+
+
+def check_sizes(args):
+    """Refuses batches of this run that its processes cannot divide."""
+    batches = {}
+    if not args['published']:
+        batches['contrastive_batch'] = (args['contrastive_batch'], 1)
+    if args['phase'] != 'contrastive' and args['iterations']:
+        batches['batch_size'] = (args['batch_size'], args['accumulate'])
+    check_batches(batches, ddp.world_size())
 
 
 def loop_of(name, loader, args, **objects):

@@ -17,7 +17,7 @@ from shared.doctor.plan import (
 )
 from shared.models.ssl_checkpoints import read_ssl
 
-ORIGIN = 'huggingface-cli download microsoft/wavlm-base-plus (facebook/hubert-base-ls960, ...)'
+ORIGIN = 'hf download microsoft/wavlm-base-plus (facebook/hubert-base-ls960, ...)'
 PUBLISHED = {  # spec 3.5
     'ed55f5c99168adba48601d9b5b7e8536d5f2b87695a2e511ae6d25ecf99afc84': 'warm student, VoxCeleb1',
     '56f53da9f82cd3d1a67cd1abdb07a3da1500e55e4c7c42ad97e71b61705715c3': 'warm student, VoxCeleb2',

@@ -3,8 +3,22 @@
 from pathlib import Path
 
 from published import to_published
+from shared import ddp
 from shared.loop import Loop
+from shared.optim.accumulation import check_batches
 from train import validate
+
+
+def check_sizes(args):
+    """Refuses batches of this run that its processes cannot divide."""
+    if args['eval'] or args['phase'] == 'prepare':
+        return
+    batches = {}
+    if not args['published']:
+        batches['warmup_batch_size'] = (args['warmup_batch_size'], 1)
+    if args['phase'] != 'warmup':
+        batches['batch_size'] = (args['batch_size'], args['accumulate'])
+    check_batches(batches, ddp.world_size())
 
 
 def loop_of(phase, seed, loader, args, **objects):

@@ -16,7 +16,7 @@ from shared.doctor.plan import (
 from shared.models.ssl_checkpoints import read_ssl
 from systems import reading
 
-ORIGIN = 'huggingface-cli download microsoft/wavlm-base-plus (facebook/hubert-base-ls960, ...)'
+ORIGIN = 'hf download microsoft/wavlm-base-plus (facebook/hubert-base-ls960, ...)'
 
 
 def examine(rank, args, experiment_args):

@@ -34,7 +34,7 @@ from shared.checkpoint import once
 from shared.datasets.trial_files import trial_lists, validation_files
 from shared.files import require_paths
 from shared.losses.class_weights import class_weights
-from shared.optim.accumulation import check_parts
+from shared.optim.accumulation import check_batches
 from shared.seed import set_seed
 from systems import (
     backend_of,
@@ -64,7 +64,7 @@ def run(rank, args, experiment_args):
         scored = score('oskdft', seed, system, tests, corpus, where, args)
         return results([{**scored, 'folder': where}], tests, where, args)
 
-    check_parts({'batch_size': args['batch_size']}, args['accumulate'], ddp.world_size())
+    check_batches({'batch_size': (args['batch_size'], args['accumulate'])}, ddp.world_size())
 
     # logger
     log.check_same_run(folder, experiment_args, ignore=('seeds', 'rows', 'accumulate'))

@@ -22,7 +22,7 @@ class SystemArgs:
     neptune_user: str | None = None  # workspace; the token comes from NEPTUNE_API_TOKEN
 
     # pre-trained model: WavLM-Base+, a Hugging Face folder or Microsoft's file
-    path_ssl: str = '/data/pretrained/WavLM-Base+.pt'  # to score a Base+ it is not needed
+    path_ssl: str = '/data/pretrained/wavlm-base-plus'  # to score a Base+ it is not needed
 
     # datasets
     path_train: str = '/data/VoxCeleb2/dev/wav'  # <spk>/<video>/<utt>.wav, 16 kHz mono

@@ -3,20 +3,15 @@
 from shared import ddp
 from shared.errors import UserError
 from shared.models.ssl_checkpoints import read_ssl
-from shared.optim.accumulation import check_parts
+from shared.optim.accumulation import check_batches
 
 
 def check_arguments(args):
     """What contradicts itself, or the number of processes."""
     check_together(args)
-    for name in batches(args):
-        if args[name] % ddp.world_size():
-            raise UserError(
-                f'{name} {args[name]} does not divide among {ddp.world_size()} processes: '
-                f'choose a multiple of {ddp.world_size()}'
-            )
-    divided = {name: args[name] for name in batches(args) if name != 'dino_batch_size'}
-    check_parts(divided, args['accumulate'], ddp.world_size())
+    parts = {'dino_batch_size': 1}  # looks at whole batches
+    sizes = {name: (args[name], parts.get(name, args['accumulate'])) for name in batches(args)}
+    check_batches(sizes, ddp.world_size())
 
 
 def check_together(args):

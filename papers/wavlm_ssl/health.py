@@ -17,9 +17,7 @@ from shared.doctor.plan import (
 )
 from shared.models.ssl_checkpoints import read_ssl
 
-ORIGIN = (
-    "huggingface-cli download microsoft/wavlm-base-plus, or WavLM-Base+.pt of Microsoft's unilm"
-)
+ORIGIN = "hf download microsoft/wavlm-base-plus, or WavLM-Base+.pt of Microsoft's unilm"
 PUBLISHED = {  # spec 3.6
     '0178a115dc0a43a94a71287e51d1df5016c2aeefc04169548dad40ac8a6e67da': (
         "model000000018.model, the authors' best"

@@ -296,15 +296,34 @@ def test_every_batch_that_is_taken_in_parts_is_checked(paper):
     """Those of DINO, of the teacher in its file, of a row that is not trained are not."""
     enskd, words = paper('enskd'), ['--setting', 'matched', '--accumulate', '5']
     args = enskd.arguments.get_args([*words, '--batch_size', '10'])[0]
-    enskd.phases.check_batches(args)
+    enskd.phases.check_sizes(args)
     with pytest.raises(UserError, match='^teacher_batch_size 1024 does not'):
-        enskd.phases.check_batches({**args, 'path_teacher': None})
-    enskd.phases.check_batches({**args, 'phase': 'teacher', 'batch_size': 11})
+        enskd.phases.check_sizes({**args, 'path_teacher': None})
+    enskd.phases.check_sizes({**args, 'phase': 'teacher', 'batch_size': 11})
     with pytest.raises(UserError, match=r'^batch_size \(resnet34, kl\) 11 does not'):
-        enskd.phases.check_batches({**args, 'student': 'resnet34', 'kd': 'kl', 'batch_size': 11})
+        enskd.phases.check_sizes({**args, 'student': 'resnet34', 'kd': 'kl', 'batch_size': 11})
     wavlm_ssl = paper('wavlm_ssl')
     args = wavlm_ssl.arguments.get_args(['--accumulate', '20'])[0]
     wavlm_ssl.checks.check_arguments({**args, 'dino_batch_size': 33})
     with pytest.raises(UserError, match='^lmft_batch_size 90 does not'):
         wavlm_ssl.checks.check_arguments({**args, 'lmft_batch_size': 90})
     wavlm_ssl.checks.check_arguments({**args, 'lmft_batch_size': 90, 'lmft_epochs': 0})
+
+
+@pytest.mark.parametrize(
+    ('name', 'batch', 'unused'),
+    [
+        ('lgl', 'contrastive_batch', {'published': 'x'}),
+        ('lgl', 'batch_size', {'phase': 'contrastive'}),
+        ('nawsv', 'warmup_batch_size', {'published': ['x', 'y']}),
+        ('nawsv', 'batch_size', {'phase': 'warmup'}),
+    ],
+)
+def test_batch_of_a_later_phase_is_refused_at_the_start(paper, name, batch, unused, monkeypatch):
+    modules = paper(name)
+    args = modules.arguments.get_args([])[0]
+    monkeypatch.setattr(modules.phases.ddp, 'world_size', lambda: 4)
+    modules.phases.check_sizes(args)
+    with pytest.raises(UserError, match=f'^{batch} 90 does not divide among 4 processes: '):
+        modules.phases.check_sizes({**args, batch: 90})
+    modules.phases.check_sizes({**args, batch: 90, **unused})

@@ -110,7 +110,7 @@ def test_weights_that_cannot_be_read_are_found(report, tmp_path, name):
     _, odd, _ = report(name, path_ssl=page)
     assert any(line.startswith(f'error   path_ssl: {page}: a web page') for line in odd)
     gone = report(name, path_ssl='/nowhere.pt')[1]
-    assert any('path_ssl: /nowhere.pt is not there; huggingface-cli' in line for line in gone)
+    assert any('path_ssl: /nowhere.pt is not there; hf download' in line for line in gone)
 
 
 def test_enskd_teacher_must_know_the_speakers(report, paper, corpus, tmp_path):
@@ -147,7 +147,7 @@ def test_enskd_list_that_names_its_files_is_read_without_a_folder(report, corpus
 def test_wavlm_ssl_model_must_be_a_wavlm(report, tmp_path):
     config = dataclasses.replace(TINY_WAVLM, family='hubert')
     _, odd, _ = report('wavlm_ssl', path_ssl=pretrained(config, tmp_path / 'hubert'))
-    assert any('a hubert, not a WavLM; huggingface-cli' in line for line in odd)
+    assert any('a hubert, not a WavLM; hf download' in line for line in odd)
 
 
 def test_nawsv_takes_no_musan_in_pieces_and_needs_room_for_what_it_makes(report, corpus, tmp_path):

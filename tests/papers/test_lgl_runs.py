@@ -234,7 +234,7 @@ def test_checkpoint_of_another_model_is_named(corpus, tmp_path):
 
 def test_batch_that_does_not_divide_among_processes_is_refused(corpus, tmp_path):
     _, printed = LGL.run(corpus, tmp_path, TORCHRUN, status=1, contrastive_batch=9)
-    assert len(re.findall('9 does not divide', printed)) == 1
+    assert len(re.findall('contrastive_batch 9 does not divide among 2', printed)) == 1
 
 
 def test_corrupt_files_are_replaced_counted_and_listed(corpus, tmp_path):
