@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint bench image
+.PHONY: help install demo test lint bench image
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: *.*## */: /' | column -t -s ':'
@@ -17,6 +17,8 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
+
+install: $(STAMP)  ## .venv with everything
 
 demo: $(STAMP)   ## LGL on the built-in synthetic corpus, with a report; minutes on two cores
 	OMP_WAIT_POLICY=passive $(BIN)/python papers/lgl/main.py --demo

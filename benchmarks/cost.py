@@ -53,7 +53,7 @@ PCM = 2 * 16_000  # bytes a second of audio
 FLAC = 0.55  # bytes of FLAC for one of PCM; conversational speech off the web
 TAR = 2 * 512 + 512 + 256  # bytes a tar adds to an utterance: two headers, speaker, padding
 BF16_KEPT = 0.6  # bytes kept for the backward pass under bf16 autocast, for one of fp32
-KMEANS_HOURS = 2.4  # of one core: 1,092,009 x 512 to 49,636 centroids (README.md beside this file)
+KMEANS_HOURS = 2.4  # of one core: 1,092,009 x 512 to 49,636 centroids (clustering.py, before README.md's table)
 RTX_3090 = 35.6  # peak, 1e12 operations a second, of fp32 and of TF32
 
 
@@ -206,7 +206,11 @@ def assumptions() -> str:
         for kind in UTILISATION['A100']
     ]
     rest = [
-        ('8 GPUs', f'{100 * SCALING:.0f} % of 8 times one'),
+        (
+            '8 GPUs',
+            f'{100 * SCALING:.0f} % of 8 times one; there LGL needs `--contrastive_batch 304`, wavlm_ssl '
+            '`--lmft_batch_size 104`: batches must divide',
+        ),
         ('FLAC', f'{100 * FLAC:.0f} % of 16-bit PCM'),
         ('tar shard', f'{TAR:,} bytes an utterance more'),
         (
@@ -243,8 +247,9 @@ def whole_runs(counted: dict) -> str:
     text = (
         'Training and the embeddings of the training set, one seed; GPU-hours and days are estimates. '
         'LGL: 80 epochs of Stage I and 100 of Stage II in five iterations, the most that the released '
-        'code trains (40 at least); C = 1024 in the last would be dearer. wavlm_ssl: DINO, three '
-        'fine-tunings, large margin.'
+        'code trains (40 at least); our defaults have no total: up to 300 epochs of Stage II '
+        '(`--epoch_total 100` sets it). C = 1024 in the last iteration would be dearer. wavlm_ssl: DINO, '
+        'three fine-tunings, large margin.'
     )
     return f'## Whole runs\n\n{wrapped(text)}\n\n{lines(heads, found)}'
 
@@ -348,7 +353,8 @@ def storage(counted: dict) -> str:
     text = (
         f'Host memory beside the loaders: embeddings of VoxCeleb2 are {tables} dimensions; the clustering '
         f'of wavlm_ssl peaks at 4.6 GiB with them and takes about {KMEANS_HOURS} hours of one core '
-        f'(extrapolated in benchmarks/README.md). All of MUSAN as 16-bit samples is '
+        f'(extrapolated from what `benchmarks/clustering.py` measured before the table in benchmarks/README.md was '
+        f'made). All of MUSAN as 16-bit samples is '
         f'{wav / 2**30:.0f} GiB; `cache_gib` of a paper bounds what is kept of it.'
     )
     heads = 'corpus | hours | wav, GB | FLAC, GB | shards of wav, GB | shards of FLAC, GB'

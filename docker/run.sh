@@ -14,7 +14,7 @@
 # The keys of W&B and Neptune and the settings of NCCL are passed from the environment by name: no
 # value is on a command line or in a file.
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,16s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+case "${1:---help}" in -h | --help) sed -n '2,16s/^# \{0,1\}//p' "$0" >&2; exit 2 ;; esac
 data=$(realpath -ms "${DATA:-/data}") runs=$(realpath -ms "${RUNS:-$(dirname "$0")/../runs}")
 cd "$(dirname "$0")/.."
 paper=$1
