@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from shared.errors import UserError
+
 
 class Framework(nn.Module):
     """Networks and losses of a method; a subclass says in `forward` what is learnt from what.
@@ -71,10 +73,26 @@ class Framework(nn.Module):
         Args:
             device: this rank's device.
             sync_bn: batch statistics over the global batch (GPU only: torch has none for CPU).
+
+        Raises:
+            UserError: synchronised batch norm in a compiled module, where torch cannot have it.
         """
+        several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+        synchronised = several and sync_bn and torch.device(device).type == 'cuda'
+        if synchronised and any(map(_compiled_with_norm, self.modules())):
+            raise UserError(
+                'compile: torch cannot compile batch norm over several GPUs; run with --compile '
+                'false, or with --sync_bn false under another `name`'
+            )
         self.to(device)
-        if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        if not several:
             return self
-        if sync_bn and torch.device(device).type == 'cuda':
+        if synchronised:
             nn.SyncBatchNorm.convert_sync_batchnorm(self)
         return nn.parallel.DistributedDataParallel(self)
+
+
+def _compiled_with_norm(module: nn.Module) -> bool:
+    norms = nn.modules.batchnorm._BatchNorm
+    parts = module.modules() if getattr(module, 'has_compiled', False) else ()
+    return any(isinstance(part, norms) and part.training for part in parts)

@@ -41,6 +41,7 @@ def compile_methods(module: nn.Module, *names: str) -> None:
     """
     for name in names:
         setattr(module, name, _Compiled(getattr(module, name)))
+    vars(module)['has_compiled'] = True  # which `Framework.distribute` asks for
 
 
 class _Compiled:

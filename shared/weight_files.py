@@ -1,5 +1,6 @@
 """Files of tensors: written whole, read without running anything in them, checked by name and shape."""
 
+import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +13,12 @@ from shared.files import replacing
 
 
 def write(state: Any, path: Path) -> None:
-    """`torch.save` through `replacing`, whose error it raises."""
+    """`torch.save` through `replacing`, whose error it raises.
+
+    Tensors are stored as those of the CPU: other programs can read them where there is no GPU.
+    """
     with replacing(path) as temporary, open(temporary, 'wb') as file:
-        torch.save(state, file)
+        torch.save(_on_cpu(state), file)
 
 
 def read(path: str | Path, device: str = 'cpu') -> Any:
@@ -83,3 +87,17 @@ def check_entries(
     ]
     if found:
         raise UserError(f'{complaint}: {"; ".join(found)}')
+
+
+def _on_cpu(item: Any) -> Any:
+    """The same with its tensors on the CPU; what a dict carries besides its items stays."""
+    if isinstance(item, torch.Tensor):
+        return item.cpu()
+    if isinstance(item, dict):
+        moved = copy.copy(item)
+        for key, value in item.items():
+            moved[key] = _on_cpu(value)
+        return moved
+    if type(item) in (list, tuple):
+        return type(item)(map(_on_cpu, item))
+    return item

@@ -162,6 +162,10 @@ class ExperimentArgs:
         check(len(self.copied_layers) > 0, 'copied_layers: one or more')
         check(len(self.target_layers) > 0, 'target_layers: one or more')
         check(self.weighted_sum or self.backend == 'ecapa', 'weighted_sum false: backend ecapa')
+        check(  # a head on each layer, which would learn nothing and stop several GPUs
+            self.student != 'fithubert' or (self.kd == 'hints' and self.weighted_sum),
+            'student fithubert: kd hints and weighted_sum true, which teach the heads of all layers',
+        )
         check(0 <= self.student_warmup < self.epoch, 'student_warmup: 0 to below epoch')
         for name in ('DA_p', 'clip_p', 'envelope_p'):
             value = getattr(self, name)

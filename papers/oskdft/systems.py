@@ -83,8 +83,11 @@ def kd_of(args, student, teacher):
             raise UserError(f'kd last: widths {student.width} and {teacher.width} differ')
         return LastStateLoss(args['kd_scale'])
     if args['kd'] == 'hints':
-        if student.layers != teacher.layers or student.width != teacher.width:
-            raise UserError('kd hints: student and teacher need as many states of the same width')
+        paired = student.states == student.layers == teacher.layers  # a cut one has one more
+        if not paired or student.width != teacher.width:
+            raise UserError(
+                'kd hints: a student fithubert with the layers and width of its teacher'
+            )
         return HintLoss(args['hint_lambda'])
     if max(args['target_layers']) > teacher.layers:
         raise UserError(

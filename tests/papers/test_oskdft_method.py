@@ -346,6 +346,7 @@ def test_mixed_branches_score_the_first_two_of_five_crops_without_adapters(oskdf
     [
         (['--rows', 'oskdft,studnt'], 'rows'),
         (['--weighted_sum', 'false'], 'backend ecapa'),
+        (['--student', 'fithubert'], 'student fithubert: kd hints'),
         (['--crop_size', '3'], 'samples, not seconds'),
         (['--student_warmup', '100'], 'student_warmup'),
         (['--snr_music', '9,3'], 'lower bound'),

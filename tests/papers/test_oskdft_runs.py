@@ -221,6 +221,7 @@ def test_missing_paths_are_named_at_once(corpus, tmp_path):
         ({'copied_layers': '1'}, ('0',)),
         ({'copied_layers': '0,5'}, ('5',)),
         ({'kd': 'hints'}, ('hints', 'student')),
+        ({'kd': 'hints', 'copied_layers': '0,1'}, ('hints', 'student')),
         ({'eval': 'true'}, ('train first', 'student.pt')),
     ],
 )

@@ -3,7 +3,9 @@ import torch
 from torch import nn
 
 from shared import ddp
+from shared.errors import UserError
 from shared.framework import Framework
+from shared.precision import compile_methods
 
 
 class Toy(Framework):
@@ -110,6 +112,26 @@ def test_distribute_on_one_process_is_the_framework_itself():
     assert framework.distribute('cpu', sync_bn=True) is framework
     assert ddp.unwrap(framework) is framework
     assert isinstance(framework.teacher[1], nn.BatchNorm1d)
+
+
+def test_compiled_batch_norm_over_several_gpus_is_refused(monkeypatch):
+    moved = []
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(nn.parallel, 'DistributedDataParallel', lambda module: module)
+    monkeypatch.setattr(Toy, 'to', lambda self, device: moved.append(device))
+
+    def parallel(sync_bn, compiled):
+        framework = Toy()
+        if compiled:
+            compile_methods(framework.get_submodule(compiled), 'forward')
+        return framework.distribute('cuda:0', sync_bn=sync_bn)
+
+    for given in ((True, None), (False, 'teacher'), (True, 'student')):  # that has no batch norm
+        assert parallel(*given) is not None
+    assert moved == 3 * ['cuda:0']
+    with pytest.raises(UserError, match='^compile: .* --sync_bn false under another `name`$'):
+        parallel(True, 'teacher')
 
 
 def gradients(distribute):

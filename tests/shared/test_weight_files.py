@@ -2,10 +2,12 @@
 
 import os
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
 
+from shared import weight_files
 from shared.errors import UserError
 from shared.weight_files import load_weights, read, write
 
@@ -87,3 +89,19 @@ def test_code_in_a_file_is_refused_and_not_run(save, tmp_path):
     assert 'it holds ' in text and ' besides tensors' in text
     assert 'weights_only' not in text  # no advice to open it nonetheless
     assert names(tmp_path) == ['bad.pt']
+
+
+def test_tensors_are_stored_as_of_the_cpu():
+    class Far(torch.Tensor):  # stands in for one of a GPU
+        def cpu(self):
+            return torch.ones(2)
+
+    far = torch.zeros(2).as_subclass(Far)
+    state = OrderedDict(a=far, b={'c': [far, 1], 'd': (far, 'x')}, near=torch.zeros(3))
+    state._metadata = {'version': 2}  # as `state_dict` leaves it
+    moved = weight_files._on_cpu(state)
+    tensors = [moved['a'], moved['b']['c'][0], moved['b']['d'][0]]
+    assert all(type(x) is torch.Tensor and x.tolist() == [1, 1] for x in tensors)
+    assert moved['b']['c'][1:] == [1] and moved['b']['d'][1:] == ('x',)
+    assert moved['near'] is state['near'] and moved._metadata == {'version': 2}
+    assert state['a'] is far  # what goes on learning is not touched
