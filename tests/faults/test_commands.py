@@ -40,7 +40,7 @@ def test_disk_that_fills_up_in_mid_run_costs_one_line_and_no_result(
     status, errors = LGL.disturbed(
         corpus,
         tmp_path,
-        (folder / 'contrastive' / 'last.pt').exists,
+        (folder / 'contrastive' / 'best.pt').exists,  # the last file of an epoch
         lambda run: resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY)),
         **settings,
     )
