@@ -53,7 +53,7 @@ PCM = 2 * 16_000  # bytes a second of audio
 FLAC = 0.55  # bytes of FLAC for one of PCM; conversational speech off the web
 TAR = 2 * 512 + 512 + 256  # bytes a tar adds to an utterance: two headers, speaker, padding
 BF16_KEPT = 0.6  # bytes kept for the backward pass under bf16 autocast, for one of fp32
-KMEANS_HOURS = 2.4  # of one core: 1,092,009 x 512 to 49,636 centroids (clustering.py, before README.md's table)
+KMEANS_HOURS = 2.4  # of one core: 1,092,009 x 512 to 49,636 centroids (clustering.py)
 RTX_3090 = 35.6  # peak, 1e12 operations a second, of fp32 and of TF32
 
 

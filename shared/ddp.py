@@ -17,8 +17,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from shared.errors import UserError
-
 TIMEOUT = datetime.timedelta(hours=4)  # one rank clusters a million embeddings, the others wait
 INTERRUPTED = 130  # exit status of Ctrl-C, as shells have it
 STOPPED = 75  # of SIGTERM, SIGUSR1 and a stalled rank: EX_TEMPFAIL, start the same command again
@@ -140,20 +138,6 @@ def any_rank(flag: bool) -> bool:
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside a DDP wrapper; methods are always called on this one."""
     return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
-
-
-def per_process(batch_size: int) -> int:
-    """The share of a global batch that each process takes.
-
-    Raises:
-        UserError: the batch does not divide among the processes.
-    """
-    if batch_size % world_size():
-        raise UserError(
-            f'batch_size {batch_size} does not divide among {world_size()} processes; '
-            f'use a multiple of {world_size()}'
-        )
-    return batch_size // world_size()
 
 
 class Stopped(KeyboardInterrupt):

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from shared import ddp
 from shared.errors import UserError
+from shared.precision import is_compiled
 
 
 class Framework(nn.Module):
@@ -77,7 +79,7 @@ class Framework(nn.Module):
         Raises:
             UserError: synchronised batch norm in a compiled module, where torch cannot have it.
         """
-        several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+        several = ddp.world_size() > 1
         synchronised = several and sync_bn and torch.device(device).type == 'cuda'
         if synchronised and any(map(_compiled_with_norm, self.modules())):
             raise UserError(
@@ -94,5 +96,5 @@ class Framework(nn.Module):
 
 def _compiled_with_norm(module: nn.Module) -> bool:
     norms = nn.modules.batchnorm._BatchNorm
-    parts = module.modules() if getattr(module, 'has_compiled', False) else ()
+    parts = module.modules() if is_compiled(module) else ()
     return any(isinstance(part, norms) and part.training for part in parts)

@@ -41,7 +41,11 @@ def compile_methods(module: nn.Module, *names: str) -> None:
     """
     for name in names:
         setattr(module, name, _Compiled(getattr(module, name)))
-    vars(module)['has_compiled'] = True  # which `Framework.distribute` asks for
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a method of this one module is compiled."""
+    return any(isinstance(item, _Compiled) for item in vars(module).values())
 
 
 class _Compiled:

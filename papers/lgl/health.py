@@ -4,6 +4,7 @@ from pathlib import Path
 
 from data import needed_paths, use_demo_corpus
 from models import encoder_of
+from phases import batches
 from published import weights_of
 from shared.datasets.machine import workers_for
 from shared.doctor import examination
@@ -31,13 +32,12 @@ def examine(rank, args, experiment_args):
     )
     numbers = sum(x.numel() for x in encoder_of(args).network.parameters())
     numbers += args['clusters'] * args['embed_size']
+    used, samples = batches(args), {'batch_size': args['crop_size']}
+    samples['contrastive_batch'] = 3 * args['contrastive_crop']  # three views
     load = Load(
         args['path_log'],
-        batches={  # three views in Stage I
-            'contrastive_batch': (args['contrastive_batch'], 3 * args['contrastive_crop']),
-            'batch_size': (args['batch_size'], args['crop_size']),
-        },
-        parts={'batch_size': args['accumulate']},
+        batches={name: (size, samples[name]) for name, (size, _) in used.items()},
+        parts={name: parts for name, (_, parts) in used.items()},
         workers=workers_for(args['num_workers']),
         cache_gib=args['cache_gib'],
         checkpoints=checkpoint_bytes(

@@ -27,7 +27,7 @@ from framework import Adversary, Contrastive, GatedClassification
 from health import examine
 from losses import NO_GATE, phase_over
 from models import AugmentationDiscriminator, encoder_of
-from phases import check_sizes, end_epoch, epochs_left, epochs_of, finish, loop_of
+from phases import batches, end_epoch, epochs_left, epochs_of, finish, loop_of
 from published import weights_of
 from shared import ddp, log, ranks
 from shared.checkpoint import once
@@ -35,6 +35,7 @@ from shared.errors import UserError
 from shared.files import require_paths
 from shared.losses.aam_softmax import AamSoftmax
 from shared.losses.contrastive import ContrastiveLoss
+from shared.optim.accumulation import check_batches
 from shared.seed import set_seed
 from shared.weight_files import load_weights, read, write
 
@@ -51,7 +52,7 @@ def run(rank, args, experiment_args):
         encoder = encoder_of(args, weights_of(args['published'] or folder / 'encoder.pt'))
         return evaluate(encoder, tests, folder / 'evaluation', [], args)
 
-    check_sizes(args)
+    check_batches(batches(args), ddp.world_size())
 
     # logger
     changing = ('contrastive_epoch', 'iterations', 'accumulate')

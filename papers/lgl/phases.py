@@ -3,10 +3,8 @@
 from pathlib import Path
 
 from evaluation import score
-from shared import ddp
 from shared.checkpoint import once
 from shared.loop import Loop
-from shared.optim.accumulation import check_batches
 from train import validate
 
 SHOWN = ('loss', 'accuracy', 'selected', 'valid_eer', 'utterances_per_second')
@@ -22,14 +20,14 @@ def epochs_left(table, args):
     return max((args['epoch_total'] or 10**9) - epochs_of(table), 0)
 
 
-def check_sizes(args):
-    """Refuses batches of this run that its processes cannot divide."""
-    batches = {}
+def batches(args):
+    """Batch sizes that this run uses -> utterances, and parts of a process's share."""
+    used = {}
     if not args['published']:
-        batches['contrastive_batch'] = (args['contrastive_batch'], 1)
+        used['contrastive_batch'] = (args['contrastive_batch'], 1)
     if args['phase'] != 'contrastive' and args['iterations']:
-        batches['batch_size'] = (args['batch_size'], args['accumulate'])
-    check_batches(batches, ddp.world_size())
+        used['batch_size'] = (args['batch_size'], args['accumulate'])
+    return {} if args['eval'] else used
 
 
 def loop_of(name, loader, args, **objects):

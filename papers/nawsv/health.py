@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from conditions import needed_paths, use_demo_corpus
+from phases import batches
 from published import read
 from shared.datasets.machine import workers_for
 from shared.datasets.musan import CATEGORIES
@@ -50,15 +51,12 @@ def examine(rank, args, experiment_args):
         published=not args['demo'],
     )
     copies = len(args['test_snrs']) * (len(CATEGORIES) + bool(args['path_nonspeech']))
+    used, samples = batches(args), {'batch_size': args['large_crop_size']}
+    samples['warmup_batch_size'] = 2 * args['crop_size']  # a pair
     load = Load(
         args['path_log'],
-        batches={}
-        if args['eval']
-        else {  # a pair has two crops
-            'warmup_batch_size': (args['warmup_batch_size'], 2 * args['crop_size']),
-            'batch_size': (args['batch_size'], args['large_crop_size']),
-        },
-        parts={'batch_size': args['accumulate']},
+        batches={name: (size, samples[name]) for name, (size, _) in used.items()},
+        parts={name: parts for name, (_, parts) in used.items()},
         workers=workers_for(args['num_workers']),
         cache_gib=args['cache_gib'],
         checkpoints=checkpoint_bytes(

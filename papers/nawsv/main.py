@@ -29,13 +29,14 @@ from evaluation import results, score
 from framework import FineTuning, WarmUp
 from health import examine
 from losses import EApn
-from phases import check_sizes, end_epoch, finish, loop_of
+from phases import batches, end_epoch, finish, loop_of
 from shared import ddp, log, ranks
 from shared.checkpoint import once
 from shared.errors import UserError
 from shared.files import require_paths
 from shared.losses.aam_topk import AamSoftmaxTopK
 from shared.losses.class_weights import class_weights
+from shared.optim.accumulation import check_batches
 from shared.seed import set_seed
 from systems import backend_of, head_of, student_in, student_of, system_of, teacher_of
 
@@ -48,7 +49,7 @@ def run(rank, args, experiment_args):
     if args['demo']:
         use_demo_corpus(args)
     require_paths(needed_paths(args))
-    check_sizes(args)
+    check_batches(batches(args), ddp.world_size())
     musan_train, tests = prepare(args)
     if args['phase'] == 'prepare':
         return
@@ -143,8 +144,8 @@ def fine_tune(seed, start, corpus, logger, args):
         top_k_margin=args['topk_penalty'][1],
     )
     labels = torch.from_numpy(corpus.train.speakers)
-    weights = class_weights(labels, corpus.speakers)
-    framework = FineTuning(student, backend, criterion, weights).to(args['device'])
+    of_classes = class_weights(labels, corpus.speakers)
+    framework = FineTuning(student, backend, criterion, of_classes).to(args['device'])
     optimizer = torch.optim.Adam(
         framework.learnable(), lr=args['lr'], weight_decay=args['weight_decay']
     )

@@ -3,22 +3,18 @@
 from pathlib import Path
 
 from published import to_published
-from shared import ddp
 from shared.loop import Loop
-from shared.optim.accumulation import check_batches
 from train import validate
 
 
-def check_sizes(args):
-    """Refuses batches of this run that its processes cannot divide."""
-    if args['eval'] or args['phase'] == 'prepare':
-        return
-    batches = {}
+def batches(args):
+    """Batch sizes that this run uses -> utterances, and parts of a process's share."""
+    used = {}
     if not args['published']:
-        batches['warmup_batch_size'] = (args['warmup_batch_size'], 1)
+        used['warmup_batch_size'] = (args['warmup_batch_size'], 1)
     if args['phase'] != 'warmup':
-        batches['batch_size'] = (args['batch_size'], args['accumulate'])
-    check_batches(batches, ddp.world_size())
+        used['batch_size'] = (args['batch_size'], args['accumulate'])
+    return {} if args['eval'] or args['phase'] == 'prepare' else used
 
 
 def loop_of(phase, seed, loader, args, **objects):

@@ -14,6 +14,8 @@ from shared.datasets.machine import cores, free_memory
 from shared.doctor.findings import Check, Finding
 from shared.doctor.plan import Facts, Load
 from shared.doctor.programs import driver_fits, imports, packages
+from shared.errors import UserError
+from shared.optim.accumulation import check_batches
 
 GIB = 2**30
 SHARED = Path('/dev/shm')  # where loader processes leave their batches
@@ -183,16 +185,13 @@ def batches(load: Load, facts: Facts) -> Check[None]:
     """Batches against processes, and what needs many utterances against those there are."""
     count = ddp.world_size()
     sizes = {name: size for name, (size, _) in load.batches.items()}
-    parts = {name: load.parts.get(name, 1) for name in sizes}
-    odd = [name for name, size in sizes.items() if size % (count * parts[name])]
-    for name in odd:
-        shares = f' of accumulate {parts[name]} parts each' if parts[name] > 1 else ''
-        yield Finding(
-            'error',
-            name,
-            f'{sizes[name]} does not divide among {count} processes{shares}',
-            f'use a multiple of {count * parts[name]}',
-        )
+    odd = False
+    for name, size in sizes.items():
+        try:
+            check_batches({name: (size, load.parts.get(name, 1))}, count)
+        except UserError as error:
+            odd = True
+            yield Finding('error', 'batches', str(error))
     few = {
         name: needed
         for name, needed in (sizes | dict(load.least)).items()

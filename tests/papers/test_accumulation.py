@@ -26,6 +26,7 @@ from shared.models.mhfa import Mhfa
 from shared.models.span_masks import SpanMasks
 from shared.models.ssl_backends import LinearBackEnd
 from shared.models.ssl_encoder import SslEncoder
+from shared.optim import accumulation
 
 ROWS, STEPS, CLASSES, SAMPLES, DIM = 8, 2, 5, 1200, 6
 COMMON = {'device': 'cpu', 'amp': False, 'lr': 0.1, 'lr_min': 0.1, 'epoch': 1}
@@ -319,11 +320,15 @@ def test_every_batch_that_is_taken_in_parts_is_checked(paper):
         ('nawsv', 'batch_size', {'phase': 'warmup'}),
     ],
 )
-def test_batch_of_a_later_phase_is_refused_at_the_start(paper, name, batch, unused, monkeypatch):
+def test_batch_of_a_later_phase_is_refused_at_the_start(paper, name, batch, unused):
     modules = paper(name)
     args = modules.arguments.get_args([])[0]
-    monkeypatch.setattr(modules.phases.ddp, 'world_size', lambda: 4)
-    modules.phases.check_sizes(args)
+
+    def check(**changes):
+        accumulation.check_batches(modules.phases.batches({**args, **changes}), processes=4)
+
+    check()
     with pytest.raises(UserError, match=f'^{batch} 90 does not divide among 4 processes: '):
-        modules.phases.check_sizes({**args, batch: 90})
-    modules.phases.check_sizes({**args, batch: 90, **unused})
+        check(**{batch: 90})
+    check(**{batch: 90}, **unused)
+    check(**{batch: 90}, eval=True)

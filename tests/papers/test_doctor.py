@@ -97,9 +97,10 @@ def test_what_would_spoil_the_run_is_found_in_every_paper(report, corpus, tmp_pa
     assert status == 1
     assert 'error   speakers: 3 of 3 speakers of' in text
     assert 'are more than the 24 training utterances' in text
-    odd_parts = 'does not divide among 1 processes of accumulate 3 parts each; use a multiple of 3'
-    assert f': 1000 {odd_parts}' in text
-    assert not any(odd_parts in line for line in odd if 'warmup' in line or 'dino' in line)
+    odd_parts = 'does not divide among 1 processes of accumulate 3 parts each: use a multiple of 3'
+    assert f' 1000 {odd_parts}' in text
+    whole = ('contrastive_batch', 'warmup_batch_size', 'dino_batch_size')
+    assert not [line for line in odd for name in whole if f'{name} ' in line and odd_parts in line]
     assert ('error   MUSAN: ' in text) == (name != 'oskdft')
 
 

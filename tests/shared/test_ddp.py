@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from shared import ddp
-from shared.errors import UserError
 
 # one process
 
@@ -24,7 +23,6 @@ def test_one_process_needs_no_other():
     assert ddp.gather_objects({'a': 1}) == [{'a': 1}]
     assert ddp.broadcast_object('x') == 'x'
     assert ddp.any_rank(True) is True and ddp.any_rank(False) is False
-    assert ddp.per_process(7) == 7
 
 
 def test_unknown_reduction_is_an_error():
@@ -138,10 +136,6 @@ def collectives():
     """Everything that talks, on this rank."""
     rank = ddp.rank()
     rows = torch.arange(6.0).view(3, 2) + 10 * rank
-    try:
-        ddp.per_process(5)
-    except UserError as error:
-        indivisible = str(error)
     ddp.barrier()
     return {
         'place': (rank, ddp.world_size(), ddp.is_main()),
@@ -153,8 +147,6 @@ def collectives():
         'objects': ddp.gather_objects({'rank': rank}),
         'broadcast': ddp.broadcast_object(f'from {rank}'),
         'any': [ddp.any_rank(flag) for flag in (False, rank == 1, True)],
-        'share': ddp.per_process(6),
-        'indivisible': indivisible,
     }
 
 
@@ -174,8 +166,6 @@ def test_two_ranks_agree_on_everything(run_ranks):
         assert found['objects'] == [{'rank': 0}, {'rank': 1}]
         assert found['broadcast'] == 'from 0'
         assert found['any'] == [False, True, True]
-        assert found['share'] == 3
-        assert 'batch_size 5 does not divide among 2 processes' in found['indivisible']
 
 
 def pairwise_gradient(inputs):

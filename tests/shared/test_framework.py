@@ -116,8 +116,7 @@ def test_distribute_on_one_process_is_the_framework_itself():
 
 def test_compiled_batch_norm_over_several_gpus_is_refused(monkeypatch):
     moved = []
-    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
-    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(ddp, 'world_size', lambda: 2)
     monkeypatch.setattr(nn.parallel, 'DistributedDataParallel', lambda module: module)
     monkeypatch.setattr(Toy, 'to', lambda self, device: moved.append(device))
 

@@ -74,7 +74,9 @@ def test_all_ranks_end_alike_and_one_report_is_written(run_ranks, tmp_path):
     assert run_ranks(examined, tmp_path, train) == [(1, 0)] * 2
     lines = (tmp_path / 'doctor.txt').read_text().splitlines()
     odd = [line for line in lines if not line.startswith('ok')][:-1]
-    assert odd == ['error   batch_size: 3 does not divide among 2 processes; use a multiple of 2']
+    assert odd == [
+        'error   batches: batch_size 3 does not divide among 2 processes: use a multiple of 2, such as 4'
+    ]
     assert sum('ranks reach each other by gloo' in line for line in lines) == 1
     assert sum(line.startswith('ok      cores') for line in lines) == 1  # once a machine
 

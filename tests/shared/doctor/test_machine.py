@@ -187,12 +187,13 @@ def test_batches_divide_and_are_filled(monkeypatch):
     monkeypatch.setattr(doctor_machine.ddp, 'world_size', lambda: 3)
     odd, fine, _ = told(batches(asked, Facts()))
     assert fine == [] and odd == [
-        'error   batch_size: 400 does not divide among 3 processes; use a multiple of 3'
+        'error   batches: batch_size 400 does not divide among 3 processes: use a multiple of 3, '
+        'such as 399'
     ]
     odd, *_ = told(batches(load(batches={'a': (6, 1)}, parts={'a': 4, 'b': 2}), Facts()))
     assert odd == [
-        'error   a: 6 does not divide among 3 processes of accumulate 4 parts each; use a multiple '
-        'of 12'
+        'error   batches: a 6 does not divide among 3 processes of accumulate 4 parts each: use a '
+        'multiple of 12, such as 12'
     ]
 
 
